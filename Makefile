@@ -1,0 +1,41 @@
+# Every target works from a fresh clone: it makes its own .venv first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint bench nightly clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/run.stamp
+	$(BIN)/onnxcp demo
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "not nightly"
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.exactness
+	$(BIN)/python -m benchmarks.vgg
+	$(BIN)/python -m benchmarks.charnet
+
+nightly: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m nightly
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onnxcp needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run.stamp: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/dev.stamp: pyproject.toml $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	touch $@ $(VENV)/run.stamp
+
+clean:
+	rm -rf $(VENV)
