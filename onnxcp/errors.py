@@ -25,3 +25,7 @@ class PassError(OnnxcpError):
 
 class ProviderError(OnnxcpError):
     """An execution provider that is not installed or does not start."""
+
+
+class OutputError(OnnxcpError):
+    """A file that cannot be written."""

@@ -1,0 +1,1 @@
+"""The rewriting passes that come with onnxcp, one file each, its algebra in its docstring."""

@@ -1,0 +1,268 @@
+"""Families of decompositions, and the one pass that all of them are.
+
+A family says which sites it applies to, which ranks there are, how a kernel becomes factors, and
+how factors become a chain. `FactorizePass` does the rest: it chooses ranks, decomposes and splices.
+Adding a decomposition is adding one file with a subclass.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcp.errors import PassError
+from onnxcp.graph.chain import Chain, chain_macs, site_macs
+from onnxcp.graph.model import Model
+from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.site import Site, find_sites
+from onnxcp.graph.splice import splice
+from onnxcp.linalg.ranks import round_rank
+from onnxcp.passes import Context, Pass, PassResult
+
+Floats = npt.NDArray[np.floating[Any]]
+Ranks = tuple[int, ...]
+Factors = tuple[Floats, ...]
+
+_NOMINAL_GRID = 32  # output positions per axis where the input's shape is unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Factorized:
+    """A site's kernel at one rank of one family.
+
+    Attributes
+    ----------
+    ranks
+        The ranks that it has.
+    chain
+        What the site becomes.
+    kernel
+        The kernel ``(T, S / group, *k)`` that the chain stands for.
+    error
+        Relative Frobenius error of that kernel.
+    """
+
+    ranks: Ranks
+    chain: Chain
+    kernel: Floats
+    error: float
+
+
+@dataclass(frozen=True)
+class FactorizePass(Pass):
+    """Replaces the kernels of sites by products of smaller ones.
+
+    Exactly one of `rank`, `energy` and `macs` says how large the factors are.
+
+    Attributes
+    ----------
+    rank
+        The rank, or the ranks of a family that has several; of each group.
+    energy
+        Share of the kernel's squared Frobenius norm to keep, in (0, 1].
+    macs
+        Share of the site's multiply-adds to keep at most, in (0, 1].
+    round_to
+        Ranks become multiples of this: upwards for `energy`, downwards for `macs`.
+    nodes, exclude
+        Names of the sites to rewrite and to leave alone: patterns as of a shell, several separated
+        by spaces.
+    """
+
+    rank: int | tuple[int, ...] | None = None
+    energy: float | None = None
+    macs: float | None = None
+    round_to: int = 1
+    nodes: str = "*"
+    exclude: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("energy", "macs"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value <= 1:
+                raise PassError(f"Option '{key}' of pass '{self.name}' is {value}, not in (0, 1].")
+        ranks = self.rank if isinstance(self.rank, tuple) else (self.rank,)
+        if any(rank is not None and rank < 1 for rank in ranks):
+            raise PassError(f"Option 'rank' of pass '{self.name}' is {self.rank}, not 1 or more.")
+        if self.round_to < 1:
+            raise PassError(
+                f"Option 'round_to' of pass '{self.name}' is {self.round_to}, not 1 or more."
+            )
+
+    @abstractmethod
+    def applies(self, site: Site) -> Refusal | None:
+        """Return why this family cannot express a site, or None if it can."""
+
+    @abstractmethod
+    def full_ranks(self, site: Site) -> Ranks:
+        """Return the ranks at which every kernel of the site's shape is met exactly."""
+
+    @abstractmethod
+    def ranks_for_energy(self, site: Site, energy: float) -> Ranks:
+        """Return the least ranks that keep a share of the kernel's squared norm."""
+
+    @abstractmethod
+    def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of what `factorize` returns."""
+
+    @abstractmethod
+    def factorize(self, site: Site, ranks: Ranks) -> Factors:
+        """Decompose the site's kernel; groups stand one after the other along first axes."""
+
+    @abstractmethod
+    def lower(self, site: Site, factors: Factors) -> Chain:
+        """Arrange factors as the steps of a chain."""
+
+    @abstractmethod
+    def kernel(self, site: Site, factors: Factors) -> Floats:
+        """Multiply factors out to the kernel ``(T, S / group, *k)`` that they stand for."""
+
+    def ranks_on_path(self, site: Site, share: float) -> Ranks:
+        """Return ranks that grow from ones to `full_ranks` as `share` goes from 0 to 1."""
+        return tuple(max(1, math.floor(share * full)) for full in self.full_ranks(site))
+
+    def sketch(self, site: Site, ranks: Ranks) -> Chain:
+        """Return a chain of the right shape without decomposing anything; it takes no memory."""
+        shapes = self.factor_shapes(site, ranks)
+        return self.lower(site, tuple(np.broadcast_to(np.float32(0), shape) for shape in shapes))
+
+    def ranks_for_macs(
+        self, site: Site, share: float, round_to: int = 1, input_shape: Sequence[int] | None = None
+    ) -> Ranks | Refusal:
+        """Return the largest ranks whose chain costs at most a share of the site's multiply-adds.
+
+        Parameters
+        ----------
+        site
+            The site.
+        share
+            Multiply-adds of the chain over those of the site, in (0, 1].
+        round_to
+            Ranks are multiples of this wherever they are not full.
+        input_shape
+            Shape of what the site reads. Where it is unknown, a grid of usual size is assumed: it
+            only matters through borders.
+
+        Returns
+        -------
+        Ranks or Refusal
+            The ranks, or why there are none.
+        """
+        shape = input_shape or nominal_input_shape(site)
+        budget = share * site_macs(site, shape)
+        full = self.full_ranks(site)
+
+        def rounded(path_share: float) -> Ranks:
+            path = self.ranks_on_path(site, path_share)
+            return tuple(
+                round_rank(r, round_to, limit, up=False)
+                for r, limit in zip(path, full, strict=True)
+            )
+
+        def fits(ranks: Ranks) -> bool:
+            return chain_macs(site, self.sketch(site, ranks), shape) <= budget
+
+        best = rounded(0.0)
+        if not fits(best):
+            detail = f"even the smallest {self.name} chain keeps more than {share:.0%} of its MACs"
+            return Refusal(site.name, Reason.NO_REDUCTION, detail)
+        low, high = 0.0, 1.0
+        for _ in range(20):  # 2^-20: finer than the largest rank
+            middle = (low + high) / 2
+            ranks = rounded(middle)
+            if fits(ranks):
+                low, best = middle, ranks
+            else:
+                high = middle
+        return rounded(1.0) if fits(rounded(1.0)) else best
+
+    def choose_ranks(self, site: Site, input_shape: Sequence[int] | None = None) -> Ranks | Refusal:
+        """Return the ranks that this pass's options ask for at a site."""
+        full = self.full_ranks(site)
+        if self.rank is not None:
+            ranks = self.rank if isinstance(self.rank, tuple) else (self.rank,) * len(full)
+            if len(ranks) != len(full):
+                raise PassError(
+                    f"Pass '{self.name}' has {len(full)} ranks; rank={self.rank} gives {len(ranks)}."
+                )
+            return tuple(min(rank, limit) for rank, limit in zip(ranks, full, strict=True))
+        if self.energy is not None:
+            ranks = self.ranks_for_energy(site, self.energy)
+            return tuple(
+                round_rank(rank, self.round_to, limit, up=True)
+                for rank, limit in zip(ranks, full, strict=True)
+            )
+        if self.macs is not None:
+            return self.ranks_for_macs(site, self.macs, self.round_to, input_shape)
+        raise PassError(f"Pass '{self.name}' needs one of rank=, energy= and macs=.")
+
+    def apply(self, site: Site, ranks: Ranks) -> Factorized:
+        """Decompose a site at given ranks and measure how far the result is from the original."""
+        factors = self.factorize(site, ranks)
+        original, kernel = site.kernel(), self.kernel(site, factors)
+        norm = float(np.linalg.norm(original))
+        error = float(np.linalg.norm(kernel - original)) / norm if norm else 0.0
+        return Factorized(ranks, self.lower(site, factors), kernel, error)
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Factorise every site that `nodes` names and this family can express.
+
+        A site whose chain would not have fewer weights is left alone, unless its rank was given.
+        """
+        if sum(option is not None for option in (self.rank, self.energy, self.macs)) != 1:
+            raise PassError(f"Pass '{self.name}' needs exactly one of rank=, energy= and macs=.")
+        notes, chains = [], {}
+        for site in find_sites(model)[0]:
+            if not selected(site.name, self.nodes, self.exclude):
+                continue
+            context.progress(f"{self.name}: {site.name}")
+            outcome = self._one(site, context.shapes.get(site.input))
+            if isinstance(outcome, Refusal):
+                notes.append(str(outcome))
+                continue
+            chains[site] = (self.name, outcome.chain)
+            ranks = "x".join(map(str, outcome.ranks))
+            notes.append(f"{site.name}: {self.name} rank {ranks}, weight error {outcome.error:.3g}")
+        if not chains:
+            return PassResult(model, changed=False, notes=tuple(notes))
+        return PassResult(splice(model, chains), changed=True, notes=tuple(notes))
+
+    def _one(self, site: Site, input_shape: Sequence[int] | None) -> Factorized | Refusal:
+        refusal = self.applies(site)
+        if refusal is not None:
+            return refusal
+        ranks = self.choose_ranks(site, input_shape)
+        if isinstance(ranks, Refusal):
+            return ranks
+        if self.rank is None and self.sketch(site, ranks).parameters >= site.parameters:
+            detail = f"a {self.name} chain of the rank asked for has no fewer weights"
+            return Refusal(site.name, Reason.NO_REDUCTION, detail)
+        return self.apply(site, ranks)
+
+
+def selected(name: str, nodes: str, exclude: str = "") -> bool:
+    """Tell whether a name matches one of the patterns `nodes` and none of `exclude`."""
+
+    def matches(patterns: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split())
+
+    return matches(nodes) and not matches(exclude)
+
+
+def nominal_input_shape(site: Site) -> tuple[int, ...]:
+    """Return an input shape to count multiply-adds on where the real one is unknown."""
+    if site.geometry is None:
+        return (1, site.inputs)
+    strides = site.geometry.strides
+    grid = [_NOMINAL_GRID * (1 if site.geometry.transposed else stride) for stride in strides]
+    extent = [
+        d * (k - 1) for d, k in zip(site.geometry.dilations, site.geometry.kernel, strict=True)
+    ]
+    return (1, site.inputs, *(g + e for g, e in zip(grid, extent, strict=True)))

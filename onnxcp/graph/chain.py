@@ -1,0 +1,116 @@
+"""What a site becomes: a few small operators in a row, with exact geometry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcp.graph.geometry import Geometry
+from onnxcp.graph.site import Site
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class ConvStep:
+    """One convolution of a chain, without bias.
+
+    Attributes
+    ----------
+    kernel
+        ``(T, S / group, *k)``, also where the geometry is transposed.
+    geometry
+        Strides, pads, dilations of this step.
+    group
+        Number of groups.
+    """
+
+    kernel: Floats
+    geometry: Geometry
+    group: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixStep:
+    """One matrix product of a chain: `matrix` of shape (T, S) applied to the last channel axis."""
+
+    matrix: Floats
+
+
+Step = ConvStep | MatrixStep
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Steps applied one after the other, in place of one site.
+
+    No step but the last has a bias, so that zero padding stays exact; the last one takes the
+    site's own.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, bias excluded."""
+        return sum(step_weight(step).size for step in self.steps)
+
+
+def step_weight(step: Step) -> Floats:
+    """Return the weight of a step, in the layout ``(T, S / group, *k)`` or ``(T, S)``."""
+    return step.kernel if isinstance(step, ConvStep) else step.matrix
+
+
+def site_macs(site: Site, input_shape: Sequence[int]) -> int:
+    """Count the multiply-adds of a site for one sample (the first axis is the batch).
+
+    Parameters
+    ----------
+    site
+        The site as it is in the model.
+    input_shape
+        Shape of the tensor that it reads, batch included.
+    """
+    if site.geometry is None:
+        return site.parameters * positions(site, input_shape)
+    return _conv_macs(site.kernel_shape, site.geometry, input_shape[2:])[0]
+
+
+def chain_macs(site: Site, chain: Chain, input_shape: Sequence[int]) -> int:
+    """Count the multiply-adds of a chain in the place of a site, for one sample.
+
+    Each step is counted on the grid that it really runs on: a 1x1 convolution ahead of a strided
+    one runs on the input's grid.
+    """
+    total, size = 0, tuple(input_shape[2:])
+    for step in chain.steps:
+        if isinstance(step, MatrixStep):
+            total += step.matrix.size * positions(site, input_shape)
+        else:
+            macs, size = _conv_macs(step.kernel.shape, step.geometry, size)
+            total += macs
+    return total
+
+
+def positions(site: Site, input_shape: Sequence[int]) -> int:
+    """Return how many vectors of one sample a matrix site is applied to."""
+    if site.op == "Gemm" or len(input_shape) < 2:
+        return 1
+    if site.weight_on_left:
+        return math.prod(input_shape[1:-2]) * input_shape[-1]
+    return math.prod(input_shape[1:-1])
+
+
+def _conv_macs(
+    kernel_shape: Sequence[int], geometry: Geometry, size: Sequence[int]
+) -> tuple[int, tuple[int, ...]]:
+    """Return the multiply-adds of a convolution and the spatial shape of what it makes."""
+    out = geometry.output_size(size)
+    # Every entry of the kernel is used once per output position; of a transposed one, per input.
+    grid = size if geometry.transposed else out
+    return math.prod(kernel_shape) * math.prod(grid), out

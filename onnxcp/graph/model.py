@@ -1,0 +1,246 @@
+"""Loading and saving ONNX models without losing a field.
+
+The `onnx.ModelProto` that came in is the truth. Edits go through onnx-graphsurgeon (see
+`onnxcp.graph.edit`), but whatever an edit leaves alone is taken from the original message.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+from onnxcp.errors import ModelError, OutputError
+from onnxcp.files import atomic_writer
+from onnxcp.graph.walk import all_nodes, attribute_graphs
+
+ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph"
+
+_PROTOBUF_LIMIT = 2**31 - 1
+_ALIGNMENT = 4096  # of external tensors, so that they can be memory-mapped on every platform
+_EXTERNAL_THRESHOLD = 1024  # bytes; below it a tensor is cheaper inside the model file
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model and where it came from. Treat the message as read-only.
+
+    Attributes
+    ----------
+    proto
+        The model, with all weights in memory.
+    path
+        The file that it was read from, if it was and if it is unchanged since.
+    external
+        Names of the initializers that were stored in external data files.
+    """
+
+    proto: onnx.ModelProto
+    path: Path | None = None
+    external: frozenset[str] = field(default=frozenset())
+
+    @property
+    def name(self) -> str:
+        """What to call the model in messages: its file name, graph name, or 'the model'."""
+        if self.path is not None:
+            return self.path.name
+        return self.proto.graph.name or "the model"
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set; 1 if the model imports none."""
+        versions = [o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx")]
+        return max(versions, default=1)
+
+    def with_proto(self, proto: onnx.ModelProto) -> Model:
+        """Return a model with another message and this one's storage (external or not)."""
+        return replace(self, proto=proto, path=None)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the initializers in bytes: nearly all there is to a model."""
+        return sum(tensor_nbytes(tensor) for tensor in self.proto.graph.initializer)
+
+
+def tensor_nbytes(tensor: onnx.TensorProto) -> int:
+    """Return the size of a tensor's data in bytes."""
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
+    return int(tensor.ByteSize())
+
+
+def load(source: ModelSource | Model) -> Model:
+    """Load a model from a path, bytes, a ModelProto or a graphsurgeon Graph.
+
+    Nothing is checked beyond that it is ONNX: a model that ONNX Runtime refuses can be loaded,
+    looked at and saved.
+
+    Parameters
+    ----------
+    source
+        Path of a file, its content, or a model already in memory (which is not copied). A `Model`
+        is returned as it is.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, unreadable, truncated or not ONNX, or its external data are.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, onnx.ModelProto):
+        return Model(source)
+    if isinstance(source, bytes):
+        return Model(_parse(source, "The given bytes"))
+    if isinstance(source, str | os.PathLike):
+        return _load_file(Path(source))
+    if isinstance(source, gs.Graph):
+        return Model(gs.export_onnx(source))
+    raise ModelError(
+        "A model must be a path, bytes, an onnx.ModelProto or a graphsurgeon Graph, "
+        f"not {type(source).__name__}."
+    )
+
+
+def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
+    """Save a model whole or not at all.
+
+    Parameters
+    ----------
+    model
+        What to save.
+    path
+        Where. External data go beside it, into one file `<path>.data`.
+    external
+        Whether to store large initializers in an external file. By default they are if they came
+        so, and above 2 GB, the limit of a protobuf message, they always are.
+
+    Raises
+    ------
+    OutputError
+        If the place cannot be written to.
+    """
+    path = Path(path)
+    if external is None:
+        external = bool(model.external)
+    if not external and model.nbytes < _PROTOBUF_LIMIT - 2**24:
+        content = model.proto.SerializeToString()
+        with atomic_writer(path) as stream:
+            stream.write(content)
+        return
+
+    data_path = path.with_name(path.name + ".data")
+    if data_path.is_dir():
+        raise OutputError(f"Cannot write '{data_path}': it is a directory.")
+    with atomic_writer(path) as stream, atomic_writer(data_path) as data:
+        # The data file, entered last, takes its place first: a model never names missing data.
+        stream.write(_externalise(model, data, data_path.name).SerializeToString())
+
+
+def _load_file(path: Path) -> Model:
+    if path.suffix == ".ort":
+        raise ModelError(f"'{path}' is in ORT format, which cannot be edited; give the .onnx file.")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"There is no file '{path}'.") from None
+    except IsADirectoryError:
+        raise ModelError(f"'{path}' is a directory; name an .onnx file.") from None
+    except OSError as error:
+        raise ModelError(f"Cannot read '{path}': {error.strerror}.") from error
+    proto = _parse(content, f"'{path}'")
+    return Model(proto, path, _load_external_data(proto, path))
+
+
+def _parse(content: bytes, label: str) -> onnx.ModelProto:
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except DecodeError:
+        raise ModelError(f"{label} is not an ONNX model, or is truncated.") from None
+    # Protobuf takes an empty message, and some text, for a model without a single field.
+    if not proto.HasField("graph"):
+        raise ModelError(f"{label} is not an ONNX model: there is no graph in it.")
+    return proto
+
+
+def _load_external_data(proto: onnx.ModelProto, path: Path) -> frozenset[str]:
+    """Bring external initializers into memory; return their names."""
+    loaded = set()
+    for tensor in _all_tensors(proto):
+        if not uses_external_data(tensor):
+            continue
+        try:
+            load_external_data_for_tensor(tensor, str(path.parent))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(
+                f"'{path}' keeps tensor '{tensor.name}' in an external file that cannot be read: "
+                f"{reason.rstrip('.')}."
+            ) from error
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+        loaded.add(tensor.name)
+    return frozenset(loaded)
+
+
+def _all_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    tensors = list(proto.graph.initializer)
+    for node in all_nodes(proto.graph.node):
+        tensors += [a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
+        for graph in attribute_graphs(node):
+            tensors += graph.initializer
+    return tensors
+
+
+def _externalise(model: Model, data: BinaryIO, location: str) -> onnx.ModelProto:
+    """Write large initializers to `data`; return a model that refers to them at `location`."""
+    result = onnx.ModelProto()
+    for descriptor, value in model.proto.ListFields():
+        if descriptor.name != "graph":
+            _copy_field(result, descriptor.name, value)
+    for descriptor, value in model.proto.graph.ListFields():
+        if descriptor.name != "initializer":
+            _copy_field(result.graph, descriptor.name, value)
+    for tensor in model.proto.graph.initializer:
+        stored = result.graph.initializer.add()
+        raw = _raw_bytes(tensor)
+        if raw is None or (len(raw) < _EXTERNAL_THRESHOLD and tensor.name not in model.external):
+            stored.CopyFrom(tensor)
+            continue
+        data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+        for descriptor, value in tensor.ListFields():
+            if descriptor.name != "raw_data" and not descriptor.name.endswith("_data"):
+                _copy_field(stored, descriptor.name, value)
+        stored.data_location = onnx.TensorProto.EXTERNAL
+        entries = {"location": location, "offset": data.tell(), "length": len(raw)}
+        for key, entry in entries.items():
+            stored.external_data.add(key=key, value=str(entry))
+        data.write(raw)
+    return result
+
+
+def _raw_bytes(tensor: onnx.TensorProto) -> bytes | None:
+    """Return a tensor's data as external files hold it, or None if they cannot (strings)."""
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return None
+    return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+
+
+def _copy_field(message: object, name: str, value: object) -> None:
+    target = getattr(message, name)
+    if hasattr(target, "extend"):
+        target.extend(value)
+    elif hasattr(target, "CopyFrom"):
+        target.CopyFrom(value)
+    else:
+        setattr(message, name, value)

@@ -1,0 +1,47 @@
+"""Why a node is left alone: a typed reason that prints as a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The kinds of reason for which a node, or an option for it, is refused."""
+
+    DEPTHWISE = "depthwise"
+    EXCLUDED = "excluded"
+    IN_FUNCTION = "in a function"
+    IN_SUBGRAPH = "in a subgraph"
+    INEXPRESSIBLE = "cannot be expressed"
+    NO_REDUCTION = "no reduction"
+    NOT_FASTER = "not faster"
+    NOT_FINITE = "not finite"
+    QUANTIZED = "quantized"
+    SHAPE_UNKNOWN = "shape unknown"
+    TOO_SMALL = "too small"
+    UNKNOWN_DOMAIN = "unknown domain"
+    UNSUPPORTED = "unsupported"
+    WEIGHT_NOT_CONSTANT = "weight not constant"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A node that is left alone, and why.
+
+    Attributes
+    ----------
+    site
+        Name of the node.
+    reason
+        The kind of reason, for programs.
+    detail
+        The reason as the end of a sentence that begins with the node's name, for people.
+    """
+
+    site: str
+    reason: Reason
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.site}: {self.detail}"

@@ -1,0 +1,195 @@
+"""The contract of a rewriting pass, the manager that runs passes, and the registry.
+
+A pass is a frozen dataclass whose fields are its options. The same dataclass is parsed from
+pipeline text (``cp4{rank=64,nodes="conv2*"}``, see `onnxcp.pipeline`), shown in reports, and found
+through the entry-point group ``onnxcp.passes``, which third parties use exactly as the built-in
+passes do.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib.metadata import EntryPoint, entry_points
+from typing import ClassVar
+
+from onnxcp.errors import OnnxcpError, PassError
+from onnxcp.graph.check import Checker
+from onnxcp.graph.model import Model
+
+ENTRY_POINT_GROUP = "onnxcp.passes"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may know besides the model.
+
+    Attributes
+    ----------
+    shapes
+        Shapes of tensors by name, as far as they are known. A rewrite must not need them: they
+        serve to count multiply-adds.
+    progress
+        Called with a short text when a pass begins a part of its work that may take a while.
+    """
+
+    shapes: Shapes = field(default_factory=dict)
+    progress: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass made of a model.
+
+    Attributes
+    ----------
+    model
+        The rewritten model, or the given one if nothing changed.
+    changed
+        Whether anything did.
+    notes
+        One sentence for each thing done or refused.
+    """
+
+    model: Model
+    changed: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A rewrite of a model. Subclasses are frozen dataclasses; their fields are the options.
+
+    An option is an int, a float, a bool, a str, a tuple of ints, or None, and has a default.
+    Options that make no sense raise `PassError` from ``__post_init__``.
+    """
+
+    name: ClassVar[str]
+    """Name in pipeline text and in the registry, in kebab-case."""
+
+    summary: ClassVar[str]
+    """One line for the list of passes."""
+
+    @abstractmethod
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Return the rewritten model; the given one is left as it is."""
+
+    def __str__(self) -> str:
+        """Return the pass as pipeline text: its name and the options not at their defaults."""
+        inner = ",".join(f"{key}={format_option(v)}" for key, v in self.options().items())
+        return f"{self.name}{{{inner}}}" if inner else self.name
+
+    def options(self) -> dict[str, object]:
+        """Return the options that differ from their defaults, in the order of the fields."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+
+
+def format_option(value: object) -> str:
+    """Return the text of an option's value, as `onnxcp.pipeline` parses it."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "true" if value else "false"
+        case tuple():
+            return "(" + ",".join(str(item) for item in value) + ")"
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case _:
+            return repr(value)
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What happened when a pass ran: its text, how long it took, what it said."""
+
+    text: str
+    seconds: float
+    changed: bool
+    notes: tuple[str, ...]
+
+
+class PassManager:
+    """Runs passes one after the other and checks the model after each.
+
+    A model that is not valid to begin with (many that ONNX Runtime runs are not, strictly) is not
+    checked: no pass is blamed for what it got.
+    """
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self.passes = tuple(passes)
+
+    def run(
+        self, model: Model, context: Context | None = None
+    ) -> tuple[Model, tuple[PassRecord, ...]]:
+        """Return the rewritten model and a record of each pass.
+
+        Raises
+        ------
+        PassError
+            If a pass fails or leaves a graph that is not valid; the message names the pass.
+        """
+        context = context or Context()
+        checker = Checker(model)
+        records = []
+        for each in self.passes:
+            begin = time.perf_counter()
+            try:
+                result = each.run(model, context)
+                if result.changed:
+                    checker.check(result.model)
+            except OnnxcpError as error:
+                raise PassError(f"Pass {each}: {error}") from error
+            except MemoryError:
+                raise
+            except Exception as error:
+                detail = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise PassError(f"Pass {each} failed: {detail}") from error
+            model = result.model
+            elapsed = time.perf_counter() - begin
+            records.append(PassRecord(str(each), elapsed, result.changed, result.notes))
+        return model, tuple(records)
+
+
+def registered_passes() -> dict[str, type[Pass]]:
+    """Return every pass that is installed, by name, in alphabetical order.
+
+    Raises
+    ------
+    PassError
+        If an installed pass cannot be imported; the message names the package that brought it.
+    """
+    points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
+    return {point.name: _load(point) for point in points}
+
+
+def find_pass(name: str) -> type[Pass]:
+    """Return the pass of a name.
+
+    Raises
+    ------
+    PassError
+        If there is none; the message lists those that there are.
+    """
+    points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in points:
+        raise PassError(f"There is no pass '{name}'; there are: {', '.join(sorted(points))}.")
+    return _load(points[name])
+
+
+def _load(point: EntryPoint) -> type[Pass]:
+    origin = point.dist.name if point.dist is not None else point.value
+    try:
+        loaded = point.load()
+    except Exception as error:
+        raise PassError(
+            f"Pass '{point.name}' of package '{origin}' cannot be imported: {error}."
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
+        raise PassError(f"'{point.value}' of package '{origin}' is not a subclass of onnxcp.Pass.")
+    return loaded

@@ -1,0 +1,165 @@
+"""Pipeline text: ``fold-batchnorm,cp4{rank=64,nodes="conv2*"}``.
+
+Grammar::
+
+    pipeline := pass ("," pass)*
+    pass     := NAME [ "{" [ option ("," option)* ] "}" ]
+    option   := NAME "=" value
+    value    := INT | FLOAT | "true" | "false" | "none" | WORD | STRING | "(" INT ("," INT)* ")"
+
+Parsing and formatting are inverse to each other: text made by `format_pipeline` parses to equal
+passes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from onnxcp.errors import PassError
+from onnxcp.passes import Pass, find_pass, format_option
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<string>"(?:[^"\\]|\\.)*")
+      | (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w*?-]))
+      | (?P<word>[\w*?./\[\]:-]+)
+      | (?P<mark>[{}(),=])
+    )""",
+    re.VERBOSE,
+)
+
+
+def parse_pipeline(text: str) -> tuple[Pass, ...]:
+    """Make the passes that a pipeline text describes.
+
+    Raises
+    ------
+    PassError
+        If the text is not well formed, or names a pass or an option that there is not, or gives an
+        option a value that it does not take.
+    """
+    return _Parser(text).pipeline()
+
+
+def format_pipeline(passes: Sequence[Pass]) -> str:
+    """Return the text that `parse_pipeline` makes `passes` of."""
+    return ",".join(str(each) for each in passes)
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens: list[tuple[str, str]] = []
+        position = 0
+        while position < len(text.rstrip()):
+            match = _TOKEN.match(text, position)
+            if match is None:
+                raise self._error(f"'{text[position:].strip()[:20]}' is not understood")
+            assert match.lastgroup is not None
+            self._tokens.append((match.lastgroup, match.group(match.lastgroup)))
+            position = match.end()
+
+    def pipeline(self) -> tuple[Pass, ...]:
+        passes = [self._pass()]
+        while self._tokens:
+            self._expect(",")
+            passes.append(self._pass())
+        return tuple(passes)
+
+    def _pass(self) -> Pass:
+        kind = find_pass(self._word("the name of a pass"))
+        given: dict[str, Any] = {}
+        if self._next_is("{"):
+            self._expect("{")
+            while not self._next_is("}"):
+                if given:
+                    self._expect(",")
+                key = self._word("the name of an option").replace("-", "_")
+                self._expect("=")
+                given[key] = _convert(kind, key, self._value())
+            self._expect("}")
+        return kind(**given)
+
+    def _value(self) -> object:
+        kind, token = self._take("a value")
+        match kind:
+            case "string":
+                return json.loads(token)
+            case "number":
+                return int(token) if re.fullmatch(r"[+-]?\d+", token) else float(token)
+            case "word":
+                return {"true": True, "false": False, "none": None}.get(token, token)
+        if token != "(":
+            raise self._error(f"a value was expected, not '{token}'")
+        items = [self._value()]
+        while not self._next_is(")"):
+            self._expect(",")
+            items.append(self._value())
+        self._expect(")")
+        return tuple(items)
+
+    def _next_is(self, mark: str) -> bool:
+        return bool(self._tokens) and self._tokens[0] == ("mark", mark)
+
+    def _take(self, wanted: str) -> tuple[str, str]:
+        if not self._tokens:
+            raise self._error(f"{wanted} was expected at its end")
+        return self._tokens.pop(0)
+
+    def _word(self, wanted: str) -> str:
+        kind, token = self._take(wanted)
+        if kind != "word":
+            raise self._error(f"{wanted} was expected, not '{token}'")
+        return token
+
+    def _expect(self, mark: str) -> None:
+        _, token = self._take(f"'{mark}'")
+        if token != mark:
+            raise self._error(f"'{mark}' was expected, not '{token}'")
+
+    def _error(self, what: str) -> PassError:
+        return PassError(f'In the pipeline "{self._text}", {what}.')
+
+
+def _convert(kind: type[Pass], key: str, value: object) -> object:
+    """Check a value against the type of an option; an int serves as a float."""
+    hints = typing.get_type_hints(kind)
+    if key not in {f.name for f in fields(kind)}:
+        known = ", ".join(f.name for f in fields(kind)) or "none"
+        raise PassError(f"Pass '{kind.name}' has no option '{key}'; its options are: {known}.")
+    hint = hints[key]
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if any(_fits(value, each) for each in allowed):
+        return value
+    if float in allowed and _fits(value, int):
+        return float(typing.cast(int, value))
+    if str in allowed:
+        return str(value)
+    names = " or ".join(_type_name(each) for each in allowed)
+    raise PassError(
+        f"Option '{key}' of pass '{kind.name}' takes {names}, not {format_option(value)}."
+    )
+
+
+def _fits(value: object, kind: Any) -> bool:
+    if kind is types.NoneType:
+        return value is None
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, int) for item in value)
+    return type(value) is kind
+
+
+def _type_name(kind: Any) -> str:
+    if kind is types.NoneType:
+        return "none"
+    if typing.get_origin(kind) is tuple:
+        return "a tuple of ints"
+    return {int: "an int", float: "a number", bool: "true or false", str: "a text"}.get(
+        kind, str(kind)
+    )

@@ -1,0 +1,77 @@
+"""Channel SVD: a convolution with fewer filters, then a 1x1 convolution that mixes them.
+
+The kernel K, as a matrix of T rows and S * |k| columns, is cut after R singular values::
+
+    K[t, s, k] ~ sum_r U[t, r] V[r, s, k]
+
+    S --(k; strides, pads, dilations)--> R --(1x1; bias)--> T
+
+(Denton et al. 2014, section 3.1; Zhang et al. 2015, equation 3 without data.) No other pair of this
+form is closer to K in the Frobenius norm. Groups are cut one by one at a shared rank, and both
+convolutions are grouped. Matrices of Gemm and MatMul become two products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks
+from onnxcp.graph.chain import Chain, ConvStep, MatrixStep
+from onnxcp.graph.geometry import Geometry
+from onnxcp.graph.refusal import Refusal
+from onnxcp.graph.site import Site
+from onnxcp.linalg.ranks import rank_for_energy
+from onnxcp.linalg.svd import channel_kernel, channel_spectrum, channel_svd
+
+
+@dataclass(frozen=True)
+class ChannelSvd(FactorizePass):
+    """Cuts a kernel into a convolution with R filters and a 1x1 convolution (or two products)."""
+
+    name = "channel-svd"
+    summary = "k conv S->R, 1x1 conv R->T; Gemm and MatMul: two products"
+
+    def applies(self, site: Site) -> Refusal | None:  # noqa: ARG002
+        """Return None: every site can be cut."""
+        return None
+
+    def full_ranks(self, site: Site) -> Ranks:
+        """Return the number of singular values of a group's matrix."""
+        per_group, columns = site.outputs // site.group, int(np.prod(site.kernel_shape[1:]))
+        return (min(per_group, columns),)
+
+    def ranks_for_energy(self, site: Site, energy: float) -> Ranks:
+        """Return the least rank that serves every group."""
+        spectra = map(channel_spectrum, site.group_kernels())
+        return (max(rank_for_energy(spectrum, energy) for spectrum in spectra),)
+
+    def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
+        """Return ``(G R, S / G, *k)`` and ``(T, R, 1...)``."""
+        (rank,) = ranks
+        ones = (1,) * site.spatial_rank
+        return (site.group * rank, *site.kernel_shape[1:]), (site.outputs, rank, *ones)
+
+    def factorize(self, site: Site, ranks: Ranks) -> Factors:
+        """Cut every group by its own SVD."""
+        pairs = [channel_svd(kernel, *ranks) for kernel in site.group_kernels()]
+        ones = (1,) * site.spatial_rank
+        first = np.concatenate([pair[0] for pair in pairs])
+        last = np.concatenate([pair[1] for pair in pairs])
+        return first, last.reshape(*last.shape, *ones)
+
+    def lower(self, site: Site, factors: Factors) -> Chain:
+        """Arrange the factors as two convolutions or two products."""
+        first, last = factors
+        if site.geometry is None:
+            return Chain((MatrixStep(first), MatrixStep(last)))
+        mix = Geometry.pointwise(site.spatial_rank)
+        return Chain((ConvStep(first, site.geometry, site.group), ConvStep(last, mix, site.group)))
+
+    def kernel(self, site: Site, factors: Factors) -> Floats:
+        """Multiply the factors out, group by group."""
+        first, last = (np.split(factor, site.group) for factor in factors)
+        return np.concatenate(
+            [channel_kernel(a, b.reshape(b.shape[:2])) for a, b in zip(first, last, strict=True)]
+        )

@@ -1,0 +1,114 @@
+"""Tucker-2: a small convolution between two 1x1 convolutions.
+
+The two channel axes of the kernel are projected on subspaces, the spatial axes stay whole::
+
+    K[t, s, k] ~ sum_pq V[t, q] C[q, p, k] U[s, p]
+
+    S --(1x1)--> R_S --(k; strides, pads, dilations)--> R_T --(1x1; bias)--> T
+
+(Kim et al. 2016, equation 4; orthogonal iteration after De Lathauwer et al. 2000.) The first 1x1
+convolution has no bias and runs on the input's grid, so zero padding of the core stays exact.
+Groups are projected one by one at shared ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks
+from onnxcp.graph.chain import Chain, ConvStep
+from onnxcp.graph.geometry import Geometry
+from onnxcp.graph.refusal import Refusal
+from onnxcp.graph.site import Site
+from onnxcp.linalg.ranks import rank_for_energy
+from onnxcp.linalg.tucker import channel_mode_spectra, tucker2, tucker2_kernel
+from onnxcp_passes.refusals import needs_kernel
+
+
+@dataclass(frozen=True)
+class Tucker2(FactorizePass):
+    """Projects input and output channels; a rank is a pair (R_S, R_T)."""
+
+    name = "tucker2"
+    summary = "1x1 conv S->R_S, k conv R_S->R_T, 1x1 conv R_T->T"
+
+    def applies(self, site: Site) -> Refusal | None:
+        """Refuse matrices and 1x1 kernels."""
+        return needs_kernel(site, self.name)
+
+    def full_ranks(self, site: Site) -> Ranks:
+        """Return the sizes of the channel modes of a group, or less where they cannot be full."""
+        inputs, outputs = site.kernel_shape[1], site.outputs // site.group
+        size = int(np.prod(site.kernel_shape[2:]))
+        return min(inputs, outputs * size), min(outputs, inputs * size)
+
+    def ranks_for_energy(self, site: Site, energy: float) -> Ranks:
+        """Return ranks at which both projections together lose at most a share 1 - `energy`."""
+        # The losses of the two projections add up at most (De Lathauwer 2000, property 10), so
+        # each may lose half.
+        share = 1 - (1 - energy) / 2
+        pairs = [[rank_for_energy(s, share) for s in group] for group in _spectra(site)]
+        return tuple(max(ranks) for ranks in zip(*pairs, strict=True))
+
+    def ranks_on_path(self, site: Site, share: float) -> Ranks:
+        """Return ranks that cut the two spectra at the same singular value, not the same share."""
+        full = self.full_ranks(site)
+        paired = [np.concatenate([spectra[i] for spectra in _spectra(site)]) for i in (0, 1)]
+        values = np.sort(np.concatenate(paired))[::-1]
+        count = round(share * len(values))
+        threshold = values[count - 1] if count else np.inf
+        kept = [
+            max(int(np.count_nonzero(spectra[i] >= threshold)) for spectra in _spectra(site))
+            for i in (0, 1)
+        ]
+        return max(1, min(kept[0], full[0])), max(1, min(kept[1], full[1]))
+
+    def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
+        """Return ``(G R_S, S / G, 1...)``, ``(G R_T, R_S, *k)`` and ``(T, R_T, 1...)``."""
+        inputs, outputs = ranks
+        ones = (1,) * site.spatial_rank
+        return (
+            (site.group * inputs, site.kernel_shape[1], *ones),
+            (site.group * outputs, inputs, *site.kernel_shape[2:]),
+            (site.outputs, outputs, *ones),
+        )
+
+    def factorize(self, site: Site, ranks: Ranks) -> Factors:
+        """Project every group by its own orthogonal iteration."""
+        triples = [tucker2(kernel, ranks) for kernel in site.group_kernels()]
+        shapes = self.factor_shapes(site, ranks)
+        first = np.concatenate([np.ascontiguousarray(u.T) for u, _, _ in triples])
+        core = np.concatenate([core for _, core, _ in triples])
+        last = np.concatenate([v for _, _, v in triples])
+        return first.reshape(shapes[0]), core, last.reshape(shapes[2])
+
+    def lower(self, site: Site, factors: Factors) -> Chain:
+        """Arrange the factors as three convolutions; the core takes the site's geometry."""
+        assert site.geometry is not None
+        first, core, last = factors
+        mix = Geometry.pointwise(site.spatial_rank)
+        return Chain(
+            (
+                ConvStep(first, mix, site.group),
+                ConvStep(core, site.geometry, site.group),
+                ConvStep(last, mix, site.group),
+            )
+        )
+
+    def kernel(self, site: Site, factors: Factors) -> Floats:
+        """Multiply the factors out, group by group."""
+        groups = zip(*(np.split(factor, site.group) for factor in factors), strict=True)
+        return np.concatenate(
+            [
+                tucker2_kernel(u.reshape(u.shape[:2]).T, core, v.reshape(v.shape[:2]))
+                for u, core, v in groups
+            ]
+        )
+
+
+@functools.lru_cache(maxsize=1)  # of the site at hand: a search over ranks asks many times
+def _spectra(site: Site) -> tuple[tuple[Floats, Floats], ...]:
+    return tuple(channel_mode_spectra(kernel) for kernel in site.group_kernels())
