@@ -261,6 +261,12 @@ class GraphBuilder:
         """Add a Concat, of channels by default."""
         return self.node("Concat", inputs, name=name, axis=axis)
 
+    def split(self, x: str, parts: int, *, name: str, axis: int = 1) -> list[str]:
+        """Cut an axis into equal parts (Split); `parts` must divide it. Returns their names."""
+        names = [f"{name}.{part}" for part in range(parts)]
+        self._graph.node.append(helper.make_node("Split", [x], names, name=name, axis=axis))
+        return names
+
     def flatten(self, x: str, *, name: str | None = None) -> str:
         """Add a Flatten of all axes but the first, called ``x.flatten`` by default."""
         return self.node("Flatten", [x], name=name or f"{x}.flatten", axis=1)

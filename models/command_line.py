@@ -53,7 +53,7 @@ def main(build: Callable[..., onnx.ModelProto], arguments: Sequence[str] | None 
 
 def _descriptions(document: str) -> dict[str, str]:
     """Read what a numpy docstring says of each parameter."""
-    found = re.findall(r"^(\w+)\n((?:    .+\n)+)", document, re.MULTILINE)
+    found = re.findall(r"^(\w+)\n((?:    .+(?:\n|$))+)", document, re.MULTILINE)
     return {name: " ".join(text.replace("`", "").split()) for name, text in found}
 
 

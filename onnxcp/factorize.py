@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,9 @@ class FactorizePass(Pass):
         Names of the sites to rewrite and to leave alone: patterns as of a shell, several separated
         by spaces.
     """
+
+    searches_ranks: ClassVar[bool] = False
+    """Whether a rank for an energy is found by decomposing again and again, which takes long."""
 
     rank: int | tuple[int, ...] | None = None
     energy: float | None = None
@@ -190,7 +193,8 @@ class FactorizePass(Pass):
             ranks = self.rank if isinstance(self.rank, tuple) else (self.rank,) * len(full)
             if len(ranks) != len(full):
                 raise PassError(
-                    f"Pass '{self.name}' has {len(full)} ranks; rank={self.rank} gives {len(ranks)}."
+                    f"Option 'rank' of pass '{self.name}' takes {len(full)} ranks, "
+                    f"not {len(ranks)}."
                 )
             return tuple(min(rank, limit) for rank, limit in zip(ranks, full, strict=True))
         if self.energy is not None:

@@ -12,15 +12,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
-from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
-from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model
+from onnxcp.graph.snapshot import Snapshot, import_graph
 from onnxcp.graph.walk import names_defined, names_read
 
 _IR_WITH_FREE_INITIALIZERS = 4  # from IR version 4 on, initializers need not be graph inputs
@@ -30,7 +29,7 @@ def edit(model: Model, change: Callable[[gs.Graph], None]) -> Model:
     """Apply a change that is written against a graphsurgeon graph.
 
     Nodes of the graph stand in the order of the message, so ``graph.nodes[i]`` is node i of
-    ``model.proto.graph`` when `change` begins. Functions of the model cannot be edited.
+    ``model.proto.graph`` when `change` begins. Functions of the model are not in it.
 
     An initializer that loses its last reader is dropped. If it also was a graph input (a default
     value that a caller could override), that input goes too: a caller who still passes it gets an
@@ -54,76 +53,13 @@ def edit(model: Model, change: Callable[[gs.Graph], None]) -> Model:
         If graphsurgeon cannot represent the model.
     """
     with _quiet():
-        try:
-            graph = gs.import_onnx(model.proto)
-        except (OnnxGraphSurgeonException, TypeError, ValueError, KeyError) as error:
-            raise ModelError(f"{model.name} cannot be edited by graphsurgeon: {error}") from error
-        before = _Snapshot(graph, model.proto.graph)
+        graph = import_graph(model)
+        before = Snapshot(graph, model.proto.graph)
         change(graph)
         return model.with_proto(_merge(model.proto, before, graph))
 
 
-class _Snapshot:
-    """What a graph looked like before the edit, to tell afterwards what was touched."""
-
-    def __init__(self, graph: gs.Graph, proto: onnx.GraphProto) -> None:
-        # The nodes themselves are kept, so that an id cannot be reused for a new node.
-        self.nodes = list(graph.nodes)
-        self._messages = {
-            id(node): message for node, message in zip(graph.nodes, proto.node, strict=True)
-        }
-        self._prints = {id(node): _node_print(node) for node in graph.nodes}
-        self.inputs = [tensor.name for tensor in graph.inputs]
-        self.outputs = [tensor.name for tensor in graph.outputs]
-        self.constants = {
-            name: tensor._values
-            for name, tensor in graph.tensors().items()
-            if isinstance(tensor, gs.Constant)
-        }
-
-    def message(self, node: gs.Node) -> onnx.NodeProto | None:
-        """Return the message that a node was imported from, or None for a new node."""
-        return self._messages.get(id(node))
-
-    def untouched(self, node: gs.Node) -> bool:
-        """Tell whether a node, its attributes and nested graphs are as they were imported."""
-        return self._prints.get(id(node)) == _node_print(node)
-
-
-def _node_print(node: gs.Node) -> tuple[Any, ...]:
-    """Return a value that changes whenever anything that graphsurgeon knows of a node does."""
-    return (
-        node.op,
-        node.name,
-        node.domain,
-        tuple(tensor.name for tensor in node.inputs),
-        tuple(tensor.name for tensor in node.outputs),
-        tuple((key, _attribute_print(value)) for key, value in node.attrs.items()),
-    )
-
-
-def _attribute_print(value: object) -> Any:
-    if isinstance(value, gs.Graph):
-        return (
-            tuple(_node_print(node) for node in value.nodes),
-            tuple(tensor.name for tensor in value.inputs),
-            tuple(tensor.name for tensor in value.outputs),
-            tuple(
-                (name, id(tensor._values))
-                for name, tensor in value.tensors().items()
-                if isinstance(tensor, gs.Constant)
-            ),
-        )
-    if isinstance(value, gs.Constant):
-        return id(value._values)
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, list):
-        return tuple(_attribute_print(item) for item in value)
-    return repr(value)
-
-
-def _merge(proto: onnx.ModelProto, before: _Snapshot, graph: gs.Graph) -> onnx.ModelProto:
+def _merge(proto: onnx.ModelProto, before: Snapshot, graph: gs.Graph) -> onnx.ModelProto:
     """Lay the edited nodes and tensors over a copy of the original message."""
     result = onnx.ModelProto()
     _copy_all_but(proto, result, {"graph", "opset_import"})
@@ -162,7 +98,7 @@ _MERGED_FIELDS = {
 }
 
 
-def _merge_nodes(result: onnx.GraphProto, before: _Snapshot, graph: gs.Graph) -> None:
+def _merge_nodes(result: onnx.GraphProto, before: Snapshot, graph: gs.Graph) -> None:
     for node in graph.nodes:
         message = before.message(node)
         if message is not None and before.untouched(node):
@@ -170,22 +106,36 @@ def _merge_nodes(result: onnx.GraphProto, before: _Snapshot, graph: gs.Graph) ->
             continue
         exported = OnnxExporter.export_node(node)
         if message is not None:
-            _restore_forgotten(exported, message)
+            exported = _laid_over(message, exported, before.untouched_attributes(node))
         result.node.append(exported)
 
 
-def _restore_forgotten(exported: onnx.NodeProto, original: onnx.NodeProto) -> None:
-    """Give an edited node back what graphsurgeon does not know about."""
-    exported.doc_string = original.doc_string
-    exported.metadata_props.extend(original.metadata_props)
-    if original.HasField("overload"):
-        exported.overload = original.overload
+def _laid_over(
+    original: onnx.NodeProto, exported: onnx.NodeProto, untouched: set[str]
+) -> onnx.NodeProto:
+    """Give an edited node back what the edit left alone or graphsurgeon does not know about."""
+    result = onnx.NodeProto()
+    _copy_all_but(original, result, {"input", "output", "attribute"})
+    result.input.extend(exported.input)
+    result.output.extend(exported.output)
+    for field in ("op_type", "name", "domain"):
+        if getattr(result, field) != getattr(exported, field):
+            setattr(result, field, getattr(exported, field))
+    made = {attribute.name: attribute for attribute in exported.attribute}
+    for attribute in original.attribute:
+        new = made.pop(attribute.name, None)
+        if attribute.name in untouched:
+            result.attribute.append(attribute)
+        elif new is not None:
+            result.attribute.append(new)
+    result.attribute.extend(made.values())
+    return result
 
 
 def _merge_initializers(
     result: onnx.GraphProto,
     original: onnx.GraphProto,
-    before: _Snapshot,
+    before: Snapshot,
     graph: gs.Graph,
     read: set[str],
 ) -> None:
@@ -203,16 +153,27 @@ def _merge_initializers(
         if constant is None or _is_unchanged(constant, before, tensor):
             result.initializer.append(tensor)
         else:
-            result.initializer.append(OnnxExporter.export_tensor_proto(constant))
+            result.initializer.append(_tensor_message(constant))
     for sparse in original.sparse_initializer:
         name = sparse.values.name
         now.pop(name, None)
         if name not in read_before or name in read:
             result.sparse_initializer.append(sparse)
-    result.initializer.extend(OnnxExporter.export_tensor_proto(t) for t in now.values())
+    result.initializer.extend(_tensor_message(constant) for constant in now.values())
 
 
-def _is_unchanged(constant: gs.Constant, before: _Snapshot, original: onnx.TensorProto) -> bool:
+def _tensor_message(constant: gs.Constant) -> onnx.TensorProto:
+    """Export a constant; one that was only renamed shares its message with the original model."""
+    message = onnx.TensorProto()
+    if isinstance(constant._values, LazyValues):
+        message.CopyFrom(constant._values.tensor)
+        message.name = constant.name
+    else:
+        message.MergeFrom(OnnxExporter.export_tensor_proto(constant))
+    return message
+
+
+def _is_unchanged(constant: gs.Constant, before: Snapshot, original: onnx.TensorProto) -> bool:
     if constant._values is before.constants.get(original.name):
         return True
     # graphsurgeon loads values on access: the change may merely have looked at them.
@@ -227,7 +188,7 @@ def _is_unchanged(constant: gs.Constant, before: _Snapshot, original: onnx.Tenso
 def _merge_interface(
     result: onnx.GraphProto,
     original: onnx.GraphProto,
-    before: _Snapshot,
+    before: Snapshot,
     graph: gs.Graph,
     dropped: set[str],
 ) -> None:

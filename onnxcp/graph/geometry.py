@@ -57,6 +57,7 @@ class Geometry:
         n = len(kernel)
         auto_pad = attributes.get("auto_pad", b"NOTSET")
         auto_pad = auto_pad.decode() if isinstance(auto_pad, bytes) else auto_pad
+        auto_pad = auto_pad or "NOTSET"  # to ONNX Runtime, an empty text is no text
         explicit = auto_pad == "NOTSET"
         return cls(
             kernel=tuple(kernel),
@@ -114,10 +115,10 @@ class Geometry:
             padding = self.pads[axis] + self.pads[axis + n]
             if self.transposed:
                 extra = self.output_padding[axis] if self.output_padding else 0
-                if self.auto_pad.startswith("SAME"):
-                    result.append(size[axis] * stride)
-                else:
-                    result.append((size[axis] - 1) * stride + extra + extent - padding)
+                whole = (size[axis] - 1) * stride + extra + extent
+                # SAME cuts to a multiple of the input; it adds nothing where that is not reached.
+                same = self.auto_pad.startswith("SAME")
+                result.append(min(size[axis] * stride, whole) if same else whole - padding)
             elif self.auto_pad.startswith("SAME"):
                 result.append(math.ceil(size[axis] / stride))
             else:

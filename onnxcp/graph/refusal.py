@@ -11,6 +11,7 @@ class Reason(StrEnum):
 
     DEPTHWISE = "depthwise"
     EXCLUDED = "excluded"
+    INACCURATE = "inaccurate"
     IN_FUNCTION = "in a function"
     IN_SUBGRAPH = "in a subgraph"
     INEXPRESSIBLE = "cannot be expressed"

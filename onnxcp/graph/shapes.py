@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 import onnx
@@ -30,10 +31,9 @@ def infer_shapes(
     """
     bare = skeleton(model.proto)
     _set_input_shapes(bare, model, input_shapes or {})
-    try:
+    # Inference gives up on some graphs that run well; what is declared still holds.
+    with contextlib.suppress(onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         bare = onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        pass  # inference gives up on some graphs that run well; what is declared still holds
     known = {}
     for value in (*bare.graph.value_info, *bare.graph.input, *bare.graph.output):
         shape = _static_shape(value)

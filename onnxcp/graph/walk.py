@@ -78,6 +78,8 @@ class Namer:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._taken = names_defined(graph) | names_read(graph)
         self._taken.update(node.name for node in all_nodes(graph.node))
+        # What is said of a tensor that there no longer is must not be taken for the new one's.
+        self._taken.update(value.name for value in graph.value_info)
 
     def __call__(self, wanted: str) -> str:
         """Return `wanted`, or `wanted` with the smallest free suffix, and take it."""

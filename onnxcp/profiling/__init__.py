@@ -1,0 +1,1 @@
+"""ONNX Runtime and time: sessions, their inputs, latencies, per-node times, differences."""

@@ -1,0 +1,83 @@
+"""onnxcp: low-rank compression of ONNX networks, decided by measured latency.
+
+The public names, each imported when it is first used:
+
+- `optimize`, `Settings`, `Optimized`: the main job.
+- `load`, `save`, `Model`: models that lose no field.
+- `find_sites`, `Site`, `Refusal`: weights that may be factorised, and why others may not.
+- `Pass`, `PassManager`, `FactorizePass`, `parse_pipeline`, `registered_passes`: rewriting passes.
+- `Machine`: where networks run.
+- `OnnxcpError`: what is raised on bad input.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxcp.errors import OnnxcpError
+    from onnxcp.factorize import FactorizePass
+    from onnxcp.graph.model import Model, load, save
+    from onnxcp.graph.refusal import Refusal
+    from onnxcp.graph.site import Site, find_sites
+    from onnxcp.optimizer import Optimized, Settings, optimize
+    from onnxcp.passes import Context, Pass, PassManager, PassResult, registered_passes
+    from onnxcp.pipeline import parse_pipeline
+    from onnxcp.profiling.machine import Machine
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Context": "onnxcp.passes",
+    "FactorizePass": "onnxcp.factorize",
+    "Machine": "onnxcp.profiling.machine",
+    "Model": "onnxcp.graph.model",
+    "OnnxcpError": "onnxcp.errors",
+    "Optimized": "onnxcp.optimizer",
+    "Pass": "onnxcp.passes",
+    "PassManager": "onnxcp.passes",
+    "PassResult": "onnxcp.passes",
+    "Refusal": "onnxcp.graph.refusal",
+    "Settings": "onnxcp.optimizer",
+    "Site": "onnxcp.graph.site",
+    "find_sites": "onnxcp.graph.site",
+    "load": "onnxcp.graph.model",
+    "optimize": "onnxcp.optimizer",
+    "parse_pipeline": "onnxcp.pipeline",
+    "registered_passes": "onnxcp.passes",
+    "save": "onnxcp.graph.model",
+}
+
+__all__ = [
+    "Context",
+    "FactorizePass",
+    "Machine",
+    "Model",
+    "OnnxcpError",
+    "Optimized",
+    "Pass",
+    "PassManager",
+    "PassResult",
+    "Refusal",
+    "Settings",
+    "Site",
+    "find_sites",
+    "load",
+    "optimize",
+    "parse_pipeline",
+    "registered_passes",
+    "save",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is asked for: `import onnxcp` alone stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxcp' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return [*__all__, "__version__"]

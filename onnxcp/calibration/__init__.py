@@ -1,0 +1,1 @@
+"""The user's own data: what the network is verified on."""

@@ -1,0 +1,239 @@
+"""Deciding site by site: which family, at which rank, or none.
+
+Every option is timed before anything is decomposed, alone in a small graph and paired with the
+node that it would replace. An option that is not faster there is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcp.errors import OnnxcpError
+from onnxcp.factorize import Factorized, FactorizePass, Ranks, selected
+from onnxcp.graph.chain import chain_macs, site_macs
+from onnxcp.graph.model import Model
+from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.site import Site
+from onnxcp.linalg.ranks import round_rank
+from onnxcp.planning.latency import SiteBench
+from onnxcp.planning.option import Decision, Option
+from onnxcp.profiling.machine import Machine
+from onnxcp.progress import Progress
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_WORTHWHILE = 1.05  # an option must beat the site by this factor; less is lost again in a network
+_NOTABLE = 0.002  # share of the network's multiply-adds below which a site is not worth a look
+_ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4, "float64": 1e-10}
+
+
+@dataclass(frozen=True)
+class Target:
+    """How far each site may be reduced: by one of three measures.
+
+    Attributes
+    ----------
+    macs
+        Share of a site's multiply-adds to keep. Among the families that are faster at that, the
+        one of the least weight error is taken.
+    max_error
+        Largest relative Frobenius error of a site's kernel. Among the families that keep within
+        it, the fastest is taken.
+    """
+
+    macs: float | None = None
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {"macs": self.macs, "max_error": self.max_error}
+        values = [value for value in given.values() if value is not None]
+        if len(values) != 1:
+            raise OnnxcpError("Give one of macs, energy and max-error as a target.")
+        if not 0 < values[0] <= 1:
+            raise OnnxcpError(f"A target must lie in (0, 1]; {values[0]:g} does not.")
+
+    def ranks(
+        self, family: FactorizePass, site: Site, round_to: int, shape: Sequence[int]
+    ) -> Ranks | Refusal:
+        """Return the ranks at which a family meets the target at a site, or why it cannot."""
+        if self.macs is not None:
+            return family.ranks_for_macs(site, self.macs, round_to, shape)
+        assert self.max_error is not None
+        wanted = family.ranks_for_energy(site, 1 - self.max_error**2)
+        full = family.full_ranks(site)
+        return tuple(
+            round_rank(rank, round_to, limit, up=True)
+            for rank, limit in zip(wanted, full, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What may be chosen from.
+
+    Attributes
+    ----------
+    families
+        The families.
+    target
+        How far sites may be reduced.
+    round_to
+        Multiple that ranks are rounded to.
+    nodes, exclude
+        Names of sites, as of `FactorizePass`.
+    """
+
+    families: tuple[FactorizePass, ...]
+    target: Target
+    round_to: int = 1
+    nodes: str = "*"
+    exclude: str = ""
+
+
+def decide(
+    model: Model,
+    sites: Sequence[Site],
+    menu: Menu,
+    shapes: Shapes,
+    machine: Machine,
+    progress: Progress,
+) -> list[Decision]:
+    """Decide for every site, in order.
+
+    Parameters
+    ----------
+    model, sites
+        The model, and the sites found in it.
+    menu
+        What may be chosen from.
+    shapes
+        Shapes of tensors, by name; a site whose input is not among them is left alone.
+    machine
+        Where to time.
+    progress
+        Called with what is being done, how many sites are done, and of how many.
+    """
+    known = {site: shapes[site.input] for site in sites if site.input in shapes}
+    macs = {site: site_macs(site, shape) for site, shape in known.items()}
+    total = sum(macs.values())
+    decisions = []
+    for done, site in enumerate(sites):
+        progress(f"{site.name}: timing chains", done, len(sites))
+        refusal = _not_worth_a_look(site, macs.get(site), total, menu)
+        if refusal is not None:
+            decisions.append(Decision(site, macs.get(site), None, None, (refusal,)))
+            continue
+        try:
+            bench = SiteBench(model, site, known[site], machine)
+        except OnnxcpError as error:
+            detail = f"it cannot be run alone: {error}"
+            alone = Refusal(site.name, Reason.UNSUPPORTED, detail)
+            decisions.append(Decision(site, macs[site], None, None, (alone,)))
+            continue
+        options, refusals = _options(site, menu, known[site], macs[site], bench)
+        progress(f"{site.name}: decomposing", done, len(sites))
+        option, result, unfit = _best(options, menu.target, bench)
+        decisions.append(Decision(site, macs[site], option, result, (*refusals, *unfit)))
+    return decisions
+
+
+def _not_worth_a_look(site: Site, macs: int | None, total: int, menu: Menu) -> Refusal | None:
+    if not selected(site.name, menu.nodes, menu.exclude):
+        return Refusal(site.name, Reason.EXCLUDED, "it is not among the nodes to rewrite")
+    if macs is None:
+        detail = "the shape of its input is not known; give input shapes"
+        return Refusal(site.name, Reason.SHAPE_UNKNOWN, detail)
+    if macs < _NOTABLE * total:
+        detail = f"it makes up {macs / total:.2%} of the MACs, too few to pay"
+        return Refusal(site.name, Reason.TOO_SMALL, detail)
+    return None
+
+
+def _options(
+    site: Site, menu: Menu, shape: tuple[int, ...], macs: int, bench: SiteBench
+) -> tuple[list[Option], list[Refusal]]:
+    """Time what each family offers; return the faster ones and why not the others."""
+    options: list[Option] = []
+    refusals: list[Refusal] = []
+    for family in menu.families:
+        refusal = family.applies(site)
+        ranks = refusal or menu.target.ranks(family, site, menu.round_to, shape)
+        if isinstance(ranks, Refusal):
+            refusals.append(ranks)
+            continue
+        sketch = family.sketch(site, ranks)
+        reduced = chain_macs(site, sketch, shape)
+        label = f"{family.name} {'x'.join(map(str, ranks))}"
+        if reduced >= macs:
+            detail = f"{label} needs {reduced / macs:.2f} times its MACs"
+            refusals.append(Refusal(site.name, Reason.NO_REDUCTION, detail))
+            continue
+        trial = bench.trial(sketch)
+        if not trial.faster or trial.ratio < _WORTHWHILE:
+            detail = f"{label} is not faster, with {reduced / macs:.0%} of the MACs: {trial}"
+            refusals.append(Refusal(site.name, Reason.NOT_FASTER, detail))
+            continue
+        options.append(Option(site, family, ranks, reduced, trial))
+    return options, refusals
+
+
+def _best(
+    options: list[Option], target: Target, bench: SiteBench
+) -> tuple[Option | None, Factorized | None, list[Refusal]]:
+    """Decompose and choose: the closest for a target of cost, the fastest for one of error."""
+    refusals: list[Refusal] = []
+    if target.macs is None:
+        options = sorted(options, key=lambda option: -option.trial.ratio)
+    best: tuple[Option, Factorized] | None = None
+    for option in options:
+        result = option.family.apply(option.site, option.ranks)
+        problem = _unfit(option, result, target, bench, best)
+        if problem is not None:
+            refusals.append(problem)
+            continue
+        if best is not None:
+            refusals.append(_beaten(best, (option, result)))
+        best = (option, result)
+        if target.macs is None:
+            break
+    if best is None:
+        return None, None, refusals
+    return (*best, refusals)
+
+
+def _unfit(
+    option: Option,
+    result: Factorized,
+    target: Target,
+    bench: SiteBench,
+    best: tuple[Option, Factorized] | None,
+) -> Refusal | None:
+    """Say why a decomposition is not to be used, or None."""
+    name = option.site.name
+    if not np.isfinite(result.error):
+        detail = f"{option.family.name} did not converge"
+        return Refusal(name, Reason.NOT_FINITE, detail)
+    if target.max_error is not None and result.error > target.max_error:
+        detail = f"{option.family.name} has a weight error of {result.error:.3g}"
+        return Refusal(name, Reason.INACCURATE, detail)
+    if best is not None and result.error >= best[1].error:
+        return _beaten((option, result), best)
+    rounding = bench.rounding_error(result)
+    if rounding > _ROUNDING[option.site.dtype.name]:
+        detail = (
+            f"{option.family.name} holds terms that cancel: rounding alone costs {rounding:.1e}"
+        )
+        return Refusal(name, Reason.INACCURATE, detail)
+    return None
+
+
+def _beaten(loser: tuple[Option, Factorized], winner: tuple[Option, Factorized]) -> Refusal:
+    (option, result), (other, better) = loser, winner
+    detail = (
+        f"{option.family.name} has a weight error of {result.error:.3g}, "
+        f"{other.family.name} one of {better.error:.3g} at the same cost"
+    )
+    return Refusal(option.site.name, Reason.INACCURATE, detail)

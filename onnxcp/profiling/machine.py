@@ -1,0 +1,90 @@
+"""Where networks run, and opening models there whatever their size."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from onnxcp.graph.model import Model, save
+from onnxcp.profiling.inputs import Shape
+from onnxcp.profiling.session import infer, open_session
+
+_IN_MEMORY = 2**25  # bytes; a larger model is passed by file, so that no second copy is held
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Execution providers and threads.
+
+    Attributes
+    ----------
+    providers
+        By short name, in order of preference.
+    intra_op_num_threads
+        Threads within a node; 0 lets ONNX Runtime choose.
+    """
+
+    providers: tuple[str, ...] = ("cpu",)
+    intra_op_num_threads: int = 0
+
+    def open(self, model: Model, *, label: str = "", **options: Any) -> ort.InferenceSession:
+        """Open a session; `options` are those of `onnxcp.profiling.session.open_session`.
+
+        Raises
+        ------
+        ModelError
+            If ONNX Runtime cannot load the model.
+        ProviderError
+            If a provider is unknown, missing, or does not start.
+        """
+        with _as_source(model) as source:
+            return open_session(
+                source,
+                providers=self.providers,
+                intra_op_num_threads=self.intra_op_num_threads,
+                label=label or f"'{model.path or model.name}'",
+                **options,
+            )
+
+
+@contextmanager
+def _as_source(model: Model) -> Iterator[Path | bytes]:
+    if model.path is not None:
+        yield model.path
+    elif model.nbytes < _IN_MEMORY:
+        yield model.proto.SerializeToString()
+    else:
+        with tempfile.TemporaryDirectory(prefix="onnxcp-") as folder:
+            path = Path(folder) / "model.onnx"
+            save(model, path)
+            yield path
+
+
+def observe_shapes(
+    model: Model, tensors: set[str], feeds: Mapping[str, npt.NDArray[Any]], machine: Machine
+) -> dict[str, Shape]:
+    """Run a model once and return the shapes that tensors of its main graph have.
+
+    Raises
+    ------
+    ModelError
+        If ONNX Runtime cannot run the model on these feeds.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    present = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in sorted(tensors - present)
+    )
+    session = machine.open(model.with_proto(proto), label=f"'{model.name}'")
+    names = [output.name for output in session.get_outputs()]
+    values = zip(names, infer(session, feeds, label=f"'{model.name}'"), strict=True)
+    return {name: value.shape for name, value in values if name in tensors}

@@ -1,0 +1,126 @@
+"""Rank rules: the smallest rank that meets a bound, robust to rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxcp.linalg import ranks
+
+SPECTRA = st.lists(st.floats(0, 1e3), min_size=1, max_size=20).map(lambda s: sorted(s)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "energy", "rank"),
+    [
+        ([2, 1, 1], 0.6, 1),
+        ([2, 1, 1], 0.7, 2),
+        ([2, 1, 1], 1.0, 3),
+        ([2, 1, 1], 0.0, 1),
+        ([1] * 10, 0.9, 9),  # 1 - 0.9 is a little less than 0.1
+        ([1] * 4, 0.75, 3),
+        ([1] * 3, 2 / 3, 2),
+        ([1, 1, 0, 0], 1.0, 2),
+        ([1, 1e-17], 1.0, 1),
+        ([1, 1e-8], 1.0, 2),
+        ([0, 0, 0], 1.0, 1),
+        ([1e200, 1e200], 1.0, 2),
+        ([1e-200, 1e-200], 0.5, 1),
+        ([5], 1.0, 1),
+    ],
+)
+def test_rank_for_energy(spectrum: list[float], energy: float, rank: int) -> None:
+    assert ranks.rank_for_energy(np.array(spectrum, float), energy) == rank
+
+
+@pytest.mark.parametrize(
+    ("error", "rank"), [(0, 3), (0.3, 3), (0.5, 2), (0.7, 2), (0.71, 1), (1, 1)]
+)
+def test_rank_for_error(error: float, rank: int) -> None:
+    assert ranks.rank_for_error(np.sqrt([2.0, 1.0, 1.0]), error) == rank
+
+
+@given(spectrum=SPECTRA, share=st.floats(0, 1))
+def test_the_bound_holds_and_no_smaller_rank_meets_it(spectrum: list[float], share: float) -> None:
+    rank = ranks.rank_for_error(spectrum, share)
+    assert 1 <= rank <= len(spectrum)
+    assert ranks.relative_error(spectrum, rank) <= share * (1 + 1e-8) + 1e-14
+    if rank > 1:
+        assert ranks.relative_error(spectrum, rank - 1) > share
+    assert ranks.rank_for_energy(spectrum, 1 - share**2) >= min(rank, 1)
+
+
+@given(spectrum=SPECTRA)
+def test_error_falls_with_rank_to_zero(spectrum: list[float]) -> None:
+    errors = [ranks.relative_error(spectrum, r) for r in range(1, len(spectrum) + 2)]
+    assert all(np.diff(errors) <= 0)
+    assert errors[-1] == 0
+
+
+def test_relative_error_resolves_tiny_tails() -> None:
+    assert ranks.relative_error([1.0, 1e-12], 1) == pytest.approx(1e-12, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rank", "multiple", "full", "down", "up"),
+    [
+        (17, 8, 64, 16, 24),
+        (16, 8, 64, 16, 16),
+        (3, 8, 64, 8, 8),
+        (3, 8, 5, 5, 5),
+        (62, 8, 60, 56, 60),
+        (60, 8, 60, 56, 60),
+        (100, 16, 64, 64, 64),
+        (7, 1, 64, 7, 7),
+        (1, 1, 1, 1, 1),
+    ],
+)
+def test_round_rank(rank: int, multiple: int, full: int, down: int, up: int) -> None:
+    assert ranks.round_rank(rank, multiple, full) == down
+    assert ranks.round_rank(rank, multiple, full, up=True) == up
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 300), st.booleans())
+def test_rounding_stays_in_range(rank: int, multiple: int, full: int, up: bool) -> None:
+    rounded = ranks.round_rank(rank, multiple, full, up=up)
+    assert 1 <= rounded <= full
+    assert rounded % multiple == 0 or rounded == full
+    assert abs(rounded - min(rank, full)) < multiple
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "message"),
+    [
+        ([], r"spectrum has shape \(0,\); no axis may be empty"),
+        ([[1.0]], r"spectrum has shape \(1, 1\); one axis is needed"),
+        ([1, 2], "spectrum has dtype int64"),
+        ([1.0, 2.0], "spectrum holds negative or rising values"),
+        ([1.0, -1.0], "spectrum holds negative or rising values"),
+        ([np.nan], "spectrum holds NaN or infinity"),
+    ],
+)
+def test_bad_spectra_are_named(spectrum: list[float], message: str) -> None:
+    for rule in (ranks.rank_for_energy, ranks.rank_for_error):
+        with pytest.raises(ValueError, match=message):
+            rule(spectrum, 0.5)
+    with pytest.raises(ValueError, match=message):
+        ranks.relative_error(spectrum, 1)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, np.nan])
+def test_bad_bounds_are_named(value: float) -> None:
+    with pytest.raises(ValueError, match=f"energy is {value}; it must lie between 0 and 1"):
+        ranks.rank_for_energy([1.0], value)
+    with pytest.raises(ValueError, match=f"error is {value}; it must lie between 0 and 1"):
+        ranks.rank_for_error([1.0], value)
+
+
+@pytest.mark.parametrize("name", ["rank", "multiple", "full"])
+def test_bad_counts_are_named(name: str) -> None:
+    counts = {"rank": 8, "multiple": 8, "full": 8} | {name: 0}
+    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+        ranks.round_rank(**counts)
+    with pytest.raises(ValueError, match="rank is 0; it must be at least 1"):
+        ranks.relative_error([1.0], 0)

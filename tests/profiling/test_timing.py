@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from onnxcp.profiling import timing
+from onnxcp.profiling.timing import Latency, Trial, measure, paired
+
+
+class Machine:
+    """A machine with a clock of its own: running a callable moves the clock and nothing else."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.switches = 0
+        self.calls: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def interruptions(self) -> int:
+        return self.switches
+
+    def program(
+        self, name: str, seconds: Iterator[float], interrupted: Callable[[int], bool] | None = None
+    ) -> Callable[[], None]:
+        count = itertools.count()
+
+        def run() -> None:
+            self.calls.append(name)
+            self.now += next(seconds)
+            if interrupted is not None and interrupted(next(count)):
+                self.now += 0.004
+                self.switches += 1
+
+        return run
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def trial(
+    machine: Machine, a: Callable[[], None], b: Callable[[], None], **options: float
+) -> Trial:
+    return paired(a, b, clock=machine.clock, interruptions=machine.interruptions, **options)
+
+
+def constant(seconds: float) -> Iterator[float]:
+    return itertools.repeat(seconds)
+
+
+def noisy(seconds: float, seed: int = 0) -> Iterator[float]:
+    """Seconds that scatter by 5 %."""
+    rng = np.random.default_rng(seed)
+    return (seconds * (1 + 0.05 * rng.standard_normal()) for _ in itertools.count())
+
+
+class TestMeasure:
+    def test_statistics(self, machine: Machine) -> None:
+        run = machine.program("a", iter([9.0, 9.0, 9.0, *(0.1 * k for k in range(1, 11))]))
+        latency = measure(run, iterations=10, clock=machine.clock, interruptions=lambda: 0)
+        assert latency.median == pytest.approx(0.55)
+        assert latency.mean == pytest.approx(0.55)
+        assert latency.minimum == pytest.approx(0.1)
+        assert latency.p90 == pytest.approx(0.91)
+        assert latency.discarded == 0
+        assert latency.clean
+
+    def test_fills_the_time_given(self, machine: Machine) -> None:
+        run = machine.program("a", constant(0.01))
+        latency = measure(run, warmup=5, seconds=1.0, clock=machine.clock, interruptions=lambda: 0)
+        assert len(latency.samples) == pytest.approx(100, abs=1)
+        assert len(machine.calls) == len(latency.samples) + 5
+
+    def test_slow_callables_run_a_few_times(self, machine: Machine) -> None:
+        run = machine.program("a", constant(60.0))
+        latency = measure(run, seconds=1.0, clock=machine.clock, interruptions=lambda: 0)
+        assert len(latency.samples) == timing.MINIMUM
+
+    def test_interrupted_runs_are_discarded(self, machine: Machine) -> None:
+        run = machine.program("a", constant(0.001), lambda k: k % 3 == 0)
+        latency = measure(
+            run,
+            warmup=0,
+            iterations=30,
+            clock=machine.clock,
+            interruptions=machine.interruptions,
+        )
+        assert latency.discarded == 10
+        assert latency.samples == pytest.approx([0.001] * 20)
+        assert latency.clean
+
+    def test_too_many_interruptions_are_kept_and_said(self, machine: Machine) -> None:
+        run = machine.program("a", constant(0.001), lambda k: k != 5)
+        latency = measure(
+            run,
+            warmup=0,
+            iterations=20,
+            clock=machine.clock,
+            interruptions=machine.interruptions,
+        )
+        assert latency.discarded == 19
+        assert len(latency.samples) == 20
+        assert not latency.clean
+
+    def test_runs_of_seconds_bear_a_few_interruptions(self, machine: Machine) -> None:
+        run = machine.program("a", constant(1.0), lambda _: True)
+        latency = measure(
+            run, iterations=10, clock=machine.clock, interruptions=machine.interruptions
+        )
+        assert latency.discarded == 0
+
+    def test_on_this_machine(self) -> None:
+        assert measure(lambda: None, iterations=10).minimum >= 0
+        assert timing.involuntary_switches() >= 0
+
+
+class TestPaired:
+    def test_ratio_is_the_speed_up_of_b(self, machine: Machine) -> None:
+        a, b = machine.program("a", noisy(0.006)), machine.program("b", noisy(0.002, 1))
+        result = trial(machine, a, b)
+        assert result.low <= result.ratio <= result.high
+        assert result.low < 3 < result.high
+        assert result.ratio == result.a.median / result.b.median
+        assert result.faster
+        assert not result.slower
+        assert result.p_value < 1e-6
+
+    def test_slower(self, machine: Machine) -> None:
+        a, b = machine.program("a", noisy(0.002)), machine.program("b", noisy(0.006, 1))
+        result = trial(machine, a, b)
+        assert result.slower
+        assert not result.faster
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_no_difference_is_claimed_of_equals(self, machine: Machine, seed: int) -> None:
+        seconds = noisy(0.005, seed)
+        result = trial(machine, machine.program("a", seconds), machine.program("b", seconds))
+        assert not result.faster
+        assert not result.slower
+
+    @pytest.mark.parametrize("factor", [1.01, 1 / 1.01])
+    def test_what_placement_in_memory_can_do_is_no_difference(
+        self, machine: Machine, factor: float
+    ) -> None:
+        a = machine.program("a", constant(0.005 * factor))
+        result = trial(machine, a, machine.program("b", constant(0.005)))
+        assert result.low == pytest.approx(factor)
+        assert not result.faster
+        assert not result.slower
+
+    def test_order_alternates(self, machine: Machine) -> None:
+        a, b = machine.program("a", constant(0.01)), machine.program("b", constant(0.01))
+        trial(machine, a, b, warmup=1, rounds=8, min_seconds=0)
+        assert "".join(machine.calls) == "ab" + "abba" * 4
+
+    def test_drift_cancels(self, machine: Machine) -> None:
+        # A machine that gets twice as slow under way: one after the other, b would look slower.
+        def seconds() -> Iterator[float]:
+            while True:
+                yield 0.005 * (1 + machine.now)
+
+        a, b = machine.program("a", seconds()), machine.program("b", seconds())
+        result = trial(machine, a, b, min_seconds=1.0)
+        assert result.ratio == pytest.approx(1, abs=0.01)
+
+    def test_short_runs_are_repeated_within_a_sample(self, machine: Machine) -> None:
+        a, b = machine.program("a", constant(0.0001)), machine.program("b", constant(0.01))
+        result = trial(machine, a, b, warmup=1, rounds=8, min_seconds=0)
+        assert machine.calls.count("a") == 1 + 8 * 10
+        assert machine.calls.count("b") == 1 + 8
+        assert result.a.median == pytest.approx(0.0001)
+        assert result.ratio == pytest.approx(0.01)
+
+    def test_interrupted_pairs_are_discarded_and_replaced(self, machine: Machine) -> None:
+        a = machine.program("a", constant(0.002), lambda k: k % 5 == 4)
+        b = machine.program("b", constant(0.001), lambda k: k % 7 == 6)
+        result = trial(machine, a, b, rounds=30, min_seconds=0)
+        assert result.pairs == 30
+        assert result.discarded > 0
+        assert result.clean
+        assert result.ratio == pytest.approx(2)
+        assert result.high == pytest.approx(2)
+
+    @pytest.mark.parametrize(("interrupted", "faster"), [(0, True), (9, False)])
+    def test_a_busy_machine_needs_a_larger_difference(
+        self, machine: Machine, interrupted: int, faster: bool
+    ) -> None:
+        a = machine.program("a", constant(0.0105), lambda k: k % 10 < interrupted)
+        result = trial(machine, a, machine.program("b", constant(0.01)), rounds=10)
+        assert result.clean
+        assert result.low == pytest.approx(1.05)
+        assert result.faster == faster
+
+    @pytest.mark.parametrize(("seconds", "faster"), [(0.012, False), (0.02, True)])
+    def test_only_a_large_difference_is_claimed_where_nearly_all_pairs_are_interrupted(
+        self, machine: Machine, seconds: float, faster: bool
+    ) -> None:
+        # An interruption adds the same tick to both: it hides a difference, it makes none.
+        a = machine.program("a", constant(seconds), lambda _: True)
+        b = machine.program("b", constant(0.01), lambda _: True)
+        result = trial(machine, a, b, max_seconds=1.0)
+        assert result.discarded == result.pairs >= timing.MINIMUM
+        assert result.low > 1
+        assert not result.clean
+        assert result.faster == faster
+        assert str(result).endswith("interrupted)")
+
+    def test_stops_in_time(self, machine: Machine) -> None:
+        a, b = machine.program("a", constant(1.0)), machine.program("b", constant(1.0))
+        assert trial(machine, a, b, rounds=1000, max_seconds=20).pairs == 10
+        assert trial(machine, a, b, rounds=1000, max_seconds=1).pairs == timing.MINIMUM
+
+    def test_goes_on_for_the_least_time(self, machine: Machine) -> None:
+        a, b = machine.program("a", constant(0.002)), machine.program("b", constant(0.002))
+        assert trial(machine, a, b, rounds=8, min_seconds=0.4).pairs == pytest.approx(100, abs=1)
+
+    def test_same_seed_same_interval(self) -> None:
+        def intervals(seed: int) -> tuple[float, float]:
+            machine = Machine()
+            a, b = machine.program("a", noisy(0.004, 1)), machine.program("b", noisy(0.003, 2))
+            result = trial(machine, a, b, seed=seed)
+            return result.low, result.high
+
+        assert intervals(1) == intervals(1)
+        assert intervals(1) != intervals(2)
+
+    @pytest.mark.parametrize(
+        ("wins", "losses", "p"),
+        [(8, 0, 2 / 256), (0, 8, 2 / 256), (4, 4, 1.0), (7, 1, 2 * 9 / 256)],
+    )
+    def test_sign_test(self, machine: Machine, wins: int, losses: int, p: float) -> None:
+        a = machine.program("a", iter([1.0, *([3.0] * wins), *([1.0] * losses)]))
+        result = trial(
+            machine, a, machine.program("b", constant(2.0)), warmup=1, rounds=8, min_seconds=0
+        )
+        assert result.p_value == pytest.approx(p)
+
+    def test_ties_say_nothing(self, machine: Machine) -> None:
+        a, b = machine.program("a", constant(2.0)), machine.program("b", constant(2.0))
+        assert trial(machine, a, b, rounds=8).p_value == 1.0
+
+
+def test_trial_prints_as_a_sentence_would() -> None:
+    latency = Latency((1.0,))
+    result = Trial(latency, latency, 3.42, 3.31, 3.55, 0.0, 60, 0, clean=True)
+    assert str(result) == "3.42x (3.31 to 3.55, 60 pairs)"
