@@ -22,9 +22,8 @@ from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.blocks import rank_block
 from onnxcp.planning.decide import Menu, Target, decide
 from onnxcp.planning.option import Decision
-from onnxcp.profiling.inputs import Shape, assume_extents, random_feeds, session_inputs
-from onnxcp.profiling.machine import Machine, observe_shapes
-from onnxcp.profiling.session import infer
+from onnxcp.profiling.inputs import Shape, session_inputs
+from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
 from onnxcp.progress import Progress, silent
 from onnxcp.verification import Evaluate, Verification, verify
 
@@ -235,14 +234,11 @@ def _inputs(
     """Return the samples to compare on, those to score on, and the feeds to time with."""
     session = settings.machine.open(original)
     specs = session_inputs(session)
-    shapes = assume_extents(specs, settings.input_shapes)
-    feeds = random_feeds(session, shapes=shapes)
     scored = None if labelled is None else load_data(labelled, specs)
     if scored is not None and scored.labels is None:
         raise DataError("The labelled data have no array 'label' of one class number per sample.")
     samples = scored if data is None else load_data(data, specs)
-    infer(session, feeds, label=f"'{original.name}'")
-    return samples, scored, feeds
+    return samples, scored, runnable_feeds(session, settings.input_shapes, original.name)
 
 
 def _shapes(model: Model, feeds: Feeds, machine: Machine) -> dict[str, Shape]:

@@ -56,7 +56,7 @@ def _set_input_shapes(
         if inputs[name].type.tensor_type.HasField("shape") and len(dims) != len(shape):
             raise DataError(f"Input '{name}' has {len(dims)} dimensions, not {len(shape)}.")
         for dim, size in zip(dims, shape, strict=False):
-            if dim.HasField("dim_value") and dim.dim_value not in (0, size):
+            if dim.HasField("dim_value") and dim.dim_value > 0 and dim.dim_value != size:
                 raise DataError(
                     f"Input '{name}' is fixed at {_format(dims)}; {list(shape)} was given."
                 )

@@ -151,12 +151,13 @@ def resolve_shapes(
 
 
 def assume_extents(
-    specs: Sequence[InputSpec], shapes: Mapping[str, Shape] | None = None
+    specs: Sequence[InputSpec], shapes: Mapping[str, Shape] | None = None, extent: int = 1
 ) -> dict[str, Shape]:
     """Give every input a shape that a network of its kind is likely to be used with.
 
-    Open spatial extents of pictures (inputs of four axes) are taken as `PICTURE`, other open
-    extents as 1, unless `shapes` or a symbol in it says otherwise.
+    Where `shapes` says nothing, the first open extent of an input is taken for the batch, 1; those
+    of the last two axes of a picture (an input of four axes) for `PICTURE`; any other is `extent`.
+    A symbol that `shapes` gives an extent to has it everywhere.
 
     Raises
     ------
@@ -164,23 +165,24 @@ def assume_extents(
         If a given shape does not fit the model.
     """
     given = _named(specs, shapes or {})
-    assumed = {}
     resolved = resolve_shapes(specs, given)
-    told = {
-        symbol
-        for spec in specs
-        if spec.name in given
-        for symbol in spec.shape
-        if isinstance(symbol, str)
-    }
+    symbols: dict[str, int] = {}
     for spec in specs:
+        if spec.name in given:
+            _bind_symbols(spec, given[spec.name], symbols)
+
+    def assumed(spec: InputSpec) -> Shape:
         shape = list(resolved[spec.name])
-        if len(shape) == 4 and spec.name not in given:
-            for axis in (2, 3):
-                if not isinstance(spec.shape[axis], int) and spec.shape[axis] not in told:
-                    shape[axis] = PICTURE
-        assumed[spec.name] = tuple(shape)
-    return assumed
+        opened = [
+            axis
+            for axis, wanted in enumerate(spec.shape)
+            if not isinstance(wanted, int) and wanted not in symbols
+        ]
+        for axis in opened[1:] if 0 in opened or len(spec.shape) != 4 else opened:
+            shape[axis] = PICTURE if len(shape) == 4 and axis >= 2 else extent
+        return tuple(shape)
+
+    return {spec.name: given.get(spec.name) or assumed(spec) for spec in specs}
 
 
 def random_feeds(

@@ -13,11 +13,15 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model, save
-from onnxcp.profiling.inputs import Shape
+from onnxcp.profiling.inputs import Shape, assume_extents, random_feeds, session_inputs
 from onnxcp.profiling.session import infer, open_session
 
 _IN_MEMORY = 2**25  # bytes; a larger model is passed by file, so that no second copy is held
+
+
+_EXTENTS = (1, 64, 512)  # tried for extents of inputs that nothing tells
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,42 @@ def _as_source(model: Model) -> Iterator[Path | bytes]:
             path = Path(folder) / "model.onnx"
             save(model, path)
             yield path
+
+
+def runnable_feeds(
+    session: ort.InferenceSession, shapes: Mapping[str, Shape], label: str
+) -> dict[str, npt.NDArray[Any]]:
+    """Return random feeds that a model really runs on.
+
+    Extents that neither the model nor `shapes` fixes are tried in likely sizes, small ones first.
+
+    Raises
+    ------
+    DataError
+        If a given shape does not fit the model.
+    ModelError
+        If the model runs on none of them.
+    """
+    specs = session_inputs(session)
+    failure: ModelError | None = None
+    tried: list[dict[str, Shape]] = []
+    for extent in _EXTENTS:
+        assumed = assume_extents(specs, shapes, extent)
+        if assumed in tried:
+            continue
+        tried.append(assumed)
+        feeds = random_feeds(session, shapes=assumed)
+        try:
+            infer(session, feeds, label=f"'{label}'")
+        except ModelError as error:
+            failure = error
+        else:
+            return feeds
+    assert failure is not None
+    if all(spec.shape == tried[-1][spec.name] for spec in specs):
+        raise failure
+    used = " ".join(f"{name}:{','.join(map(str, shape))}" for name, shape in tried[-1].items())
+    raise ModelError(f"{str(failure).rstrip('.')}. Give its input shapes; {used} was tried.")
 
 
 def observe_shapes(

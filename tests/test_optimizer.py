@@ -1,0 +1,286 @@
+"""The main job, with made-up timings: what is decided must not depend on how busy a machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+import onnxcp
+from models.builder import GraphBuilder
+from onnxcp import Machine, OnnxcpError, Settings, optimize
+from onnxcp.errors import DataError, ModelError, PassError
+from onnxcp.graph.refusal import Reason
+from onnxcp.profiling.timing import Latency, Trial
+
+FASTER, SLOWER = 2.0, 0.9
+
+
+def low_rank(outputs: int, inputs: int, kernel: int, rank: int, seed: int) -> np.ndarray:
+    """A kernel of exact channel rank `rank`."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((outputs, rank)) / np.sqrt(rank)
+    filters = rng.standard_normal((rank, inputs * kernel**2)) / np.sqrt(inputs * kernel**2)
+    return (mix @ filters).reshape(outputs, inputs, kernel, kernel).astype(np.float32)
+
+
+def network(batch: int | str = "N") -> onnx.ModelProto:
+    """Two convolutions of channel rank 8, the second with BatchNormalization, and a classifier."""
+    g = GraphBuilder("small")
+    x = g.input("image", [batch, 3, 16, 16])
+    x = g.relu(g.conv(x, 3, 32, 3, name="stem", pads=1))
+    x = g.relu(g.conv(x, 32, 48, 3, name="body", pads=1, weight=low_rank(48, 32, 3, 8, 0)))
+    x = g.conv(x, 48, 48, 3, name="tail", pads=1, strides=2, weight=low_rank(48, 48, 3, 8, 1))
+    x = g.relu(g.batch_norm(x, 48, name="norm"))
+    x = g.flatten(g.global_average_pool(x, name="pool"), name="flat")
+    return g.model([g.gemm(x, 48, 10, name="scores")])
+
+
+def trial(ratio: float) -> Trial:
+    latency = Latency((1.0,) * 30)
+    return Trial(latency, latency, ratio, ratio - 0.01, ratio + 0.01, 0.0, 30, 0, clean=True)
+
+
+@pytest.fixture
+def timings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets what every measurement of one chain, and that of the whole network, will give."""
+
+    def set_to(alone: float = FASTER, whole: float = FASTER) -> None:
+        monkeypatch.setattr("onnxcp.planning.latency.paired", lambda *_, **__: trial(alone))
+        monkeypatch.setattr("onnxcp.verification.paired", lambda *_, **__: trial(whole))
+
+    set_to()
+    return set_to
+
+
+def settings(**options: object) -> Settings:
+    return Settings(**{"round_to": 1, **options})
+
+
+def run(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": image})[0]
+
+
+@pytest.mark.usefixtures("timings")
+class TestImproved:
+    def test_low_rank_sites_become_chains_that_compute_the_same(self) -> None:
+        source = network()
+        before = source.SerializeToString()
+        result = optimize(source, settings(max_error=1e-3, families=("channel-svd",)))
+        assert result.improved
+        assert source.SerializeToString() == before
+        chosen = {d.site.name: d.option.ranks for d in result.decisions if d.option is not None}
+        assert chosen == {"body": (8,), "tail": (8,)}
+        assert result.verification is not None
+        assert result.verification.differences[0].relative < 1e-5
+        image = np.random.default_rng(1).standard_normal((5, 3, 16, 16)).astype(np.float32)
+        np.testing.assert_allclose(
+            run(result.model.proto, image), run(source, image), rtol=1e-4, atol=1e-5
+        )
+
+    def test_counts_before_and_after(self) -> None:
+        result = optimize(network(), settings(max_error=1e-3, families=("channel-svd",)))
+        assert result.after is not None
+        stem, body, tail = 3 * 32 * 9 * 256, 32 * 48 * 9 * 256, 48 * 48 * 9 * 64
+        assert result.before.macs == stem + body + tail + 480
+        body, tail = (32 * 9 + 48) * 8 * 256, (48 * 9 + 48) * 8 * 64
+        assert result.after.macs == stem + body + tail + 480
+        # BatchNormalization went, two chains brought a node more each.
+        assert result.after.nodes == result.before.nodes - 1 + 2
+        assert result.after.parameters < result.before.parameters
+
+    def test_batch_normalization_is_folded_ahead_of_the_factorisation(self) -> None:
+        result = optimize(network(), settings(macs=0.5))
+        assert not any(n.op_type == "BatchNormalization" for n in result.model.proto.graph.node)
+        assert result.records[0].text == "fold-batchnorm"
+        assert result.records[0].changed
+
+    @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+    def test_a_share_of_macs_is_kept_to_at_every_site(self, share: float) -> None:
+        result = optimize(network(), settings(macs=share))
+        options = [decision.option for decision in result.decisions if decision.option is not None]
+        macs = {decision.site: decision.macs for decision in result.decisions}
+        assert options
+        assert all(option.macs <= share * macs[option.site] for option in options)
+
+    def test_the_closest_family_is_taken_at_a_share_of_macs(self) -> None:
+        result = optimize(network(), settings(macs=0.4))
+        body = next(d for d in result.decisions if d.site.name == "body")
+        assert body.option is not None
+        assert body.result is not None
+        # The kernel has channel rank 8, which channel-svd meets at this cost and nothing else can.
+        assert body.option.family.name == "channel-svd"
+        assert body.result.error < 1e-5
+        beaten = [r.reason for r in body.refusals]
+        assert beaten == [Reason.INACCURATE] * 4
+
+    def test_ranks_are_rounded(self) -> None:
+        result = optimize(network(), settings(round_to=16, macs=0.6, families=("channel-svd",)))
+        ranks = [d.option.ranks[0] for d in result.decisions if d.option is not None]
+        assert ranks
+        assert all(rank % 16 == 0 for rank in ranks)
+
+    def test_energy_is_another_word_for_error(self) -> None:
+        by_energy = optimize(network(), settings(energy=1 - 1e-6, families=("tucker2",)))
+        by_error = optimize(network(), settings(max_error=1e-3, families=("tucker2",)))
+        ranks = [[d.option and d.option.ranks for d in r.decisions] for r in (by_energy, by_error)]
+        assert ranks[0] == ranks[1]
+
+    def test_nodes_are_selected_by_pattern(self) -> None:
+        result = optimize(network(), settings(macs=0.5, nodes="b* t*", exclude="tail"))
+        assert [d.site.name for d in result.decisions if d.option is not None] == ["body"]
+        tail = next(d for d in result.decisions if d.site.name == "tail")
+        assert tail.refusals[0].reason is Reason.EXCLUDED
+
+    def test_a_pipeline_runs_in_place_of_the_menu(self) -> None:
+        text = 'fold-batchnorm,channel-svd{rank=8,nodes="body"}'
+        result = optimize(network(), settings(passes=text))
+        assert result.improved
+        assert result.decisions == ()
+        assert [record.text for record in result.records] == [
+            "fold-batchnorm",
+            'channel-svd{rank=8,nodes="body"}',
+        ]
+
+    def test_a_fixed_batch_is_kept_to(self) -> None:
+        image = np.zeros((7, 3, 16, 16), np.float32)
+        result = optimize(network(batch=2), settings(macs=0.5), data={"image": image})
+        assert result.shapes["image"] == (2, 3, 16, 16)
+        assert not result.data_is_random
+
+    def test_shapes_can_be_given(self) -> None:
+        result = optimize(network(), settings(macs=0.5, input_shapes={"image": (4, 3, 16, 16)}))
+        assert result.shapes["image"] == (4, 3, 16, 16)
+
+
+class TestHandedBack:
+    def test_nothing_faster_alone(self, timings: Callable[..., None]) -> None:
+        timings(alone=SLOWER)
+        source = network()
+        result = optimize(source, settings(macs=0.5))
+        assert not result.improved
+        assert result.model.proto is source
+        assert result.verification is None
+        body = next(d for d in result.decisions if d.site.name == "body")
+        assert {r.reason for r in body.refusals} == {Reason.NOT_FASTER}
+
+    def test_not_faster_as_a_whole(self, timings: Callable[..., None]) -> None:
+        timings(whole=SLOWER)
+        source = network()
+        result = optimize(source, settings(macs=0.5))
+        assert not result.improved
+        assert result.model.proto is source
+        assert result.verification is not None
+        assert "not faster" in result.verdict
+
+    @pytest.mark.usefixtures("timings")
+    def test_nothing_within_the_error(self) -> None:
+        g = GraphBuilder("full rank")
+        x = g.input("image", [1, 16, 12, 12])
+        model = g.model([g.conv(x, 16, 32, 3, name="c", pads=1)])
+        result = optimize(model, settings(max_error=1e-3))
+        assert not result.improved
+        reasons = {refusal.reason for refusal in result.decisions[0].refusals}
+        assert reasons == {Reason.NO_REDUCTION}
+
+    @pytest.mark.usefixtures("timings")
+    def test_no_site_at_all(self) -> None:
+        g = GraphBuilder("relu")
+        result = optimize(g.model([g.relu(g.input("x", [1, 4]), name="y")]))
+        assert not result.improved
+        assert result.decisions == ()
+
+    @pytest.mark.usefixtures("timings")
+    def test_a_pass_that_changes_nothing(self) -> None:
+        result = optimize(network(), settings(passes='cp3{rank=4,nodes="nothing*"}'))
+        assert not result.improved
+        assert result.verification is None
+
+
+@pytest.mark.usefixtures("timings")
+class TestData:
+    def test_labels_give_accuracy_of_both(self) -> None:
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 255, (40, 3, 16, 16), dtype=np.uint8)
+        label = run(network(), image.astype(np.float32)).argmax(axis=1)
+        result = optimize(
+            network(),
+            settings(max_error=1e-3, families=("channel-svd",)),
+            labelled={"image": image, "label": label},
+        )
+        assert result.verification is not None
+        assert result.verification.accuracy == (1.0, 1.0)
+        assert result.verification.differences[0].top1_agreement == 1.0
+
+    def test_a_function_scores_both(self) -> None:
+        seen = []
+
+        def evaluate(session: ort.InferenceSession) -> float:
+            seen.append(session)
+            return float(len(seen))
+
+        result = optimize(network(), settings(macs=0.5), evaluate=evaluate)
+        assert result.verification is not None
+        assert result.verification.accuracy == (1.0, 2.0)
+
+    def test_a_function_that_fails_is_named(self) -> None:
+        def evaluate(_: ort.InferenceSession) -> float:
+            raise KeyError("top1")
+
+        with pytest.raises(OnnxcpError, match=r"evaluation function failed: KeyError: 'top1'"):
+            optimize(network(), settings(macs=0.5), evaluate=evaluate)
+
+    def test_labels_are_asked_for(self) -> None:
+        image = np.zeros((4, 3, 16, 16), np.float32)
+        with pytest.raises(DataError, match="no array 'label'"):
+            optimize(network(), labelled={"image": image})
+
+
+@pytest.mark.usefixtures("timings")
+class TestBadRequests:
+    @pytest.mark.parametrize(
+        ("options", "error", "sentence"),
+        [
+            ({"macs": 0.0}, OnnxcpError, r"must lie in \(0, 1\]; 0 does not"),
+            ({"max_error": 2.0}, OnnxcpError, r"must lie in \(0, 1\]; 2 does not"),
+            ({"macs": 0.5, "max_error": 0.1}, OnnxcpError, "Give one of"),
+            ({"macs": 0.5, "energy": 0.9}, OnnxcpError, "Give one of"),
+            ({"energy": -1.0}, OnnxcpError, "Give one of"),
+            ({"families": ("cp5",)}, PassError, "no family 'cp5'; there are: channel-svd"),
+            ({"families": ("fold-batchnorm",)}, PassError, "no family 'fold-batchnorm'"),
+            ({"passes": "cp3{rank=0}"}, PassError, "'rank' of pass 'cp3' is 0"),
+            ({"input_shapes": {"x": (1,)}}, DataError, "no input 'x'"),
+            ({"input_shapes": {"image": (1, 4, 16, 16)}}, DataError, "image"),
+        ],
+    )
+    def test_is_one_sentence(
+        self, options: dict[str, object], error: type[Exception], sentence: str
+    ) -> None:
+        with pytest.raises(error, match=sentence):
+            optimize(network(), settings(**options))
+
+    def test_a_model_that_does_not_load(self) -> None:
+        model = network()
+        model.graph.node[0].op_type = "Convolve"
+        with pytest.raises(ModelError, match="ONNX Runtime cannot load"):
+            optimize(model)
+
+    def test_shapes_that_cannot_be_guessed(self) -> None:
+        g = GraphBuilder("seven")
+        x = g.input("x", ["n", "m"])
+        y = g.reshape(x, [7, 11], name="y")
+        with pytest.raises(ModelError, match=r"Give its input shapes; x:1,512 was tried"):
+            optimize(g.model([y]))
+
+
+def test_the_public_names_are_there() -> None:
+    for name in onnxcp.__all__:
+        assert getattr(onnxcp, name).__doc__
+    assert set(onnxcp.__all__) <= set(dir(onnxcp))
+    with pytest.raises(AttributeError, match="no attribute 'optimise'"):
+        _ = onnxcp.optimise
+    assert Machine().providers == ("cpu",)
