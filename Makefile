@@ -18,9 +18,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python -m benchmarks.exactness
-	$(BIN)/python -m benchmarks.vgg
 	$(BIN)/python -m benchmarks.charnet
+	$(BIN)/python -m benchmarks.vgg
 
 nightly: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m nightly

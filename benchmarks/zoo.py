@@ -1,0 +1,146 @@
+"""Run `onnxcp optimize` on every network in some folders and hold it to its promises.
+
+    python -m benchmarks.zoo FOLDER ... [--options "--macs 0.5"]
+
+Every file must end optimised, or left alone with reasons, or refused with one sentence; no command
+may show a traceback; and what was written must compute what was stated: a network that was left
+alone exactly the same, an optimised one within the error that was reported. Exits with 1 if any
+file does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from onnxcp import Machine, load
+from onnxcp.profiling.compare import compare
+from onnxcp.profiling.machine import runnable_feeds
+from onnxcp.profiling.session import infer
+
+DEFAULT = "--macs 0.5 --families channel-svd,spatial-svd,tucker2"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one file."""
+
+    name: str
+    outcome: str
+    detail: str
+    speed: str
+    error: str
+    seconds: float
+    broken: str = ""
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--options", default=DEFAULT, help=f"of optimize (default: {DEFAULT})")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds for a file")
+    arguments = parser.parse_args()
+
+    rows = []
+    for folder in arguments.folders:
+        for path in sorted(folder.rglob("*.onnx")):
+            row = examine(path, str(path.relative_to(folder)), arguments)
+            rows.append(row)
+            print(f"{row.outcome:11} {row.name}  {row.broken or row.detail}", file=sys.stderr)
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(box=box.SIMPLE, show_edge=False)
+    for column in ("network", "outcome", "whole network", "output error", "seconds", ""):
+        table.add_column(
+            column, overflow="fold", justify="right" if column == "seconds" else "left"
+        )
+    for row in rows:
+        seconds = f"{row.seconds:.0f}"
+        table.add_row(
+            row.name, row.outcome, row.speed, row.error, seconds, row.broken or row.detail
+        )
+    console.print(table)
+    console.print(", ".join(f"{n} {what}" for what, n in Counter(r.outcome for r in rows).items()))
+    if any(row.broken for row in rows):
+        sys.exit("Some files broke a promise.")
+
+
+def examine(path: Path, name: str, arguments: argparse.Namespace) -> Row:
+    """Optimise one file as a user would, and check what came out."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "out.onnx"
+        command = [sys.executable, "-m", "onnxcp", "optimize", str(path), str(output), "--json"]
+        begin = time.perf_counter()
+        try:
+            done = subprocess.run(
+                [*command, *shlex.split(arguments.options)],
+                capture_output=True,
+                text=True,
+                timeout=arguments.timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Row(name, "timed out", "", "", "", arguments.timeout, "it took too long")
+        seconds = time.perf_counter() - begin
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        if done.returncode == 2 and last.startswith("onnxcp: ") and "Traceback" not in done.stderr:
+            return Row(name, "refused", last.removeprefix("onnxcp: "), "", "", seconds)
+        if done.returncode != 0 or "Traceback" in done.stderr:
+            broken = f"exit code {done.returncode}: {last}"
+            return Row(name, "failed", "", "", "", seconds, broken)
+        return _read(name, json.loads(done.stdout), path, output, seconds)
+
+
+def _read(name: str, record: dict, path: Path, output: Path, seconds: float) -> Row:
+    outputs = record["outputs"] or []
+    stated = max((o["relative"] or 0.0 for o in outputs), default=0.0)
+    latency = record["latency"]
+    speed = ""
+    if latency is not None:
+        speed = f"{latency['ratio']:.2f}x ({latency['low']:.2f} to {latency['high']:.2f})"
+    error = f"{stated:.2g}" if outputs else ""
+    if record["improved"]:
+        chosen = sum(site["chosen"] is not None for site in record["sites"])
+        detail, allowed = f"{chosen} of {len(record['sites'])} sites", stated * 1.01 + 1e-6
+        return Row(
+            name, "optimised", detail, speed, error, seconds, _changed(path, output, allowed)
+        )
+    reasons = Counter(
+        refusal["reason"]
+        for entry in (*record["sites"], {"refusals": record["refusals"]})
+        for refusal in entry["refusals"]
+    )
+    detail = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common(3))
+    detail = detail or ("not faster as a whole" if latency else "no Conv, Gemm or MatMul")
+    return Row(name, "left alone", detail, speed, error, seconds, _changed(path, output, 0.0))
+
+
+def _changed(path: Path, output: Path, allowed: float) -> str:
+    """Say how the output differs from the input by more than is allowed, or ''."""
+    machine = Machine()
+    a, b = machine.open(load(path)), machine.open(load(output))
+    feeds = runnable_feeds(a, {}, path.name)
+    names = [value.name for value in a.get_outputs()]
+    differences = compare(lambda f: infer(a, f), lambda f: infer(b, f), [feeds], names)
+    for difference in differences:
+        if difference.problem or (difference.relative or 0.0) > allowed:
+            return f"output {difference.name} is off by {difference.error:.3g}"
+    return ""
+
+
+if __name__ == "__main__":
+    main()
