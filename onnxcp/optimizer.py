@@ -188,7 +188,8 @@ def optimize(
     if settings.passes:
         refusals = find_sites(original)[1]
         passes = PassManager(parse_pipeline(settings.passes))
-        rewritten, records = passes.run(original, Context(known))
+        context = Context(known, lambda what: progress(what, 0, 1))
+        rewritten, records = passes.run(original, context)
         if not any(record.changed for record in records):
             rewritten = None
     else:

@@ -108,5 +108,5 @@ def _evaluated(evaluate: Evaluate, session: ort.InferenceSession) -> float:
     try:
         return float(evaluate(session))
     except Exception as error:
-        detail = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise OnnxcpError(f"The evaluation function failed: {detail}") from error
+        detail = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        raise OnnxcpError(f"The evaluation function failed: {detail}.") from error

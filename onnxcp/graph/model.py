@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO, TypeAlias
 
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxcp.errors import ModelError, OutputError
 from onnxcp.files import atomic_writer
@@ -63,6 +63,13 @@ class Model:
         return replace(self, proto=proto, path=None)
 
     @property
+    def file_nbytes(self) -> int:
+        """Size in bytes of the files that `save` makes of the model, padding aside."""
+        # A message above the limit of protobuf cannot be measured; its weights are all but it.
+        small = self.nbytes < _PROTOBUF_LIMIT - 2**24
+        return int(self.proto.ByteSize()) if small else self.nbytes
+
+    @property
     def nbytes(self) -> int:
         """Size of the initializers in bytes: nearly all there is to a model."""
         return sum(tensor_nbytes(tensor) for tensor in self.proto.graph.initializer)
@@ -90,18 +97,19 @@ def load(source: ModelSource | Model) -> Model:
     Raises
     ------
     ModelError
-        If the file is missing, unreadable, truncated or not ONNX, or its external data are.
+        If the file is missing, unreadable, truncated or not ONNX, or its external data are; or if
+        a model in memory leaves data in an external file, as only a path tells where that is.
     """
     if isinstance(source, Model):
         return source
     if isinstance(source, onnx.ModelProto):
-        return Model(source)
+        return _in_memory(source)
     if isinstance(source, bytes):
-        return Model(_parse(source, "The given bytes"))
+        return _in_memory(_parse(source, "What was given"))
     if isinstance(source, str | os.PathLike):
         return _load_file(Path(source))
     if isinstance(source, gs.Graph):
-        return Model(gs.export_onnx(source))
+        return _in_memory(gs.export_onnx(source))
     raise ModelError(
         "A model must be a path, bytes, an onnx.ModelProto or a graphsurgeon Graph, "
         f"not {type(source).__name__}."
@@ -141,6 +149,17 @@ def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = 
     with atomic_writer(path) as stream, atomic_writer(data_path) as data:
         # The data file, entered last, takes its place first: a model never names missing data.
         stream.write(_externalise(model, data, data_path.name).SerializeToString())
+        stream.flush()  # a disk that is full is to say so before the first of the two is replaced
+
+
+def _in_memory(proto: onnx.ModelProto) -> Model:
+    for tensor in _all_tensors(proto):
+        if uses_external_data(tensor):
+            raise ModelError(
+                f"The given model keeps tensor '{tensor.name}' in an external file; "
+                "give the path of the model instead."
+            )
+    return Model(proto)
 
 
 def _load_file(path: Path) -> Model:
@@ -152,8 +171,8 @@ def _load_file(path: Path) -> Model:
         raise ModelError(f"There is no file '{path}'.") from None
     except IsADirectoryError:
         raise ModelError(f"'{path}' is a directory; name an .onnx file.") from None
-    except OSError as error:
-        raise ModelError(f"Cannot read '{path}': {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        raise ModelError(f"Cannot read '{path}': {_reason(error)}.") from error
     proto = _parse(content, f"'{path}'")
     return Model(proto, path, _load_external_data(proto, path))
 
@@ -177,27 +196,55 @@ def _load_external_data(proto: onnx.ModelProto, path: Path) -> frozenset[str]:
         if not uses_external_data(tensor):
             continue
         try:
-            load_external_data_for_tensor(tensor, str(path.parent))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            tensor.raw_data = _read_external(tensor, path.parent)
+        except (OSError, ValueError) as error:
+            location = {entry.key: entry.value for entry in tensor.external_data}.get("location")
             raise ModelError(
-                f"'{path}' keeps tensor '{tensor.name}' in an external file that cannot be read: "
-                f"{reason.rstrip('.')}."
+                f"'{path}' keeps tensor '{tensor.name}' in the external file '{location}', "
+                f"which cannot be read: {_reason(error)}."
             ) from error
-        tensor.data_location = onnx.TensorProto.DEFAULT
         tensor.ClearField("data_location")
-        del tensor.external_data[:]
+        tensor.ClearField("external_data")
         loaded.add(tensor.name)
     return frozenset(loaded)
 
 
+def _read_external(tensor: onnx.TensorProto, folder: Path) -> bytes:
+    """Read a tensor's data from the file that it names.
+
+    Symbolic links are followed, as ONNX Runtime does and onnx does not: the caches of model hubs
+    are made of them. The name itself must not lead out of the model's folder.
+    """
+    info = ExternalDataInfo(tensor)
+    location, start = PurePath(info.location), info.offset or 0
+    if not info.location or location.is_absolute() or ".." in location.parts:
+        raise ValueError("it is not in the folder of the model")
+    with (folder / location).open("rb") as stream:
+        rest = os.fstat(stream.fileno()).st_size - start
+        length = rest if info.length is None else info.length
+        if not 0 <= length <= rest:
+            raise ValueError("it ends before the tensor does")
+        stream.seek(start)
+        return stream.read(length)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error).rstrip(".")
+
+
 def _all_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    tensors = list(proto.graph.initializer)
-    for node in all_nodes(proto.graph.node):
-        tensors += [a.t for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
-        for graph in attribute_graphs(node):
-            tensors += graph.initializer
-    return tensors
+    """Return the tensors of the graph, of the graphs nested in it and of functions."""
+    bodies = [proto.graph.node, *(function.node for function in proto.functions)]
+    nodes = [node for body in bodies for node in all_nodes(body)]
+    tensors: list[onnx.TensorProto] = []
+    sparse: list[onnx.SparseTensorProto] = []
+    for graph in (proto.graph, *(graph for node in nodes for graph in attribute_graphs(node))):
+        tensors += graph.initializer
+        sparse += graph.sparse_initializer
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        tensors += [attribute.t, *attribute.tensors]
+        sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+    return [*tensors, *(part for each in sparse for part in (each.values, each.indices))]
 
 
 def _externalise(model: Model, data: BinaryIO, location: str) -> onnx.ModelProto:
@@ -228,12 +275,18 @@ def _externalise(model: Model, data: BinaryIO, location: str) -> onnx.ModelProto
 
 
 def _raw_bytes(tensor: onnx.TensorProto) -> bytes | None:
-    """Return a tensor's data as external files hold it, or None if they cannot (strings)."""
+    """Return a tensor's data as external files hold it, or None if they cannot.
+
+    They do not hold strings, nor data that do not fit the tensor's shape.
+    """
     if tensor.HasField("raw_data"):
         return tensor.raw_data
     if tensor.data_type == onnx.TensorProto.STRING:
         return None
-    return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+    try:
+        return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
+    except ValueError:
+        return None
 
 
 def _copy_field(message: object, name: str, value: object) -> None:

@@ -29,7 +29,7 @@ class Summary:
         Multiply-adds for one sample in Conv, ConvTranspose, Gemm and MatMul nodes of the main
         graph, or None if some of their shapes are not known.
     nbytes
-        Size of the weights in bytes.
+        Size of the model as a file in bytes, external data included.
     """
 
     nodes: int
@@ -55,7 +55,7 @@ def summarize(model: Model, shapes: Shapes) -> Summary:
         nodes=sum(1 for _ in all_nodes(graph.node)),
         parameters=_parameters(graph),
         macs=None if None in counts else sum(count for count in counts if count is not None),
-        nbytes=model.nbytes,
+        nbytes=model.file_nbytes,
     )
 
 

@@ -222,7 +222,7 @@ def _unfit(
     if best is not None and result.error >= best[1].error:
         return _beaten((option, result), best)
     rounding = bench.rounding_error(result)
-    if rounding > _ROUNDING[option.site.dtype.name]:
+    if not rounding <= _ROUNDING[option.site.dtype.name]:  # NaN, too, is no agreement
         detail = (
             f"{option.family.name} holds terms that cancel: rounding alone costs {rounding:.1e}"
         )

@@ -1,0 +1,143 @@
+"""`onnxcp compare`: whether two models compute the same, nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxcp.cli.options import (
+    PATH,
+    data_option,
+    input_shapes_option,
+    json_option,
+    machine_options,
+    verbosity_options,
+)
+from onnxcp.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from onnxcp.profiling.compare import Infer, OutputDifference
+    from onnxcp.profiling.inputs import Shape
+    from onnxcp.profiling.machine import Machine
+    from onnxcp.profiling.session import Feeds
+    from onnxcp.progress import Progress
+
+_RANDOM_BATCHES = 4
+
+
+@click.command(short_help="Compare what two models compute.")
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.option(
+    "--rtol",
+    type=click.FloatRange(0),
+    default=1e-3,
+    show_default=True,
+    metavar="R",
+    help="Tolerated relative error of an output: |B - A| / |A|, Frobenius norms over all samples.",
+)
+@click.option(
+    "--atol",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    metavar="A",
+    help="An output of which no element differs by more than this passes, whatever its "
+    "relative error.",
+)
+@data_option
+@input_shapes_option
+@machine_options
+@json_option
+@verbosity_options
+@click.pass_obj
+def compare(
+    terminal: Terminal,
+    a: Path,
+    b: Path,
+    *,
+    rtol: float,
+    atol: float,
+    calibration_data: Path | None,
+    input_shapes: dict[str, Shape],
+    machine: Machine,
+    as_json: bool,
+) -> int:
+    """Compare what models A (the reference) and B compute on the same inputs.
+
+    An output passes if its relative error is at most --rtol, or its largest error at most --atol.
+    Of outputs that are no floats, the share of unequal elements counts as the relative error. The
+    exit code is 1 if any output fails or cannot be compared.
+    """
+    from onnxcp.calibration.data import load_data
+    from onnxcp.graph.model import load
+    from onnxcp.profiling.compare import compare as differences_of
+    from onnxcp.profiling.inputs import assume_extents, check_feeds, random_feeds, session_inputs
+    from onnxcp.reporting import record, table
+
+    first = machine.open(load(a), label=f"'{a}'")
+    second = machine.open(load(b), label=f"'{b}'")
+    specs = session_inputs(first)
+    shapes = assume_extents(specs, input_shapes)
+    if calibration_data is None:
+        batches = [random_feeds(first, shapes=shapes, seed=seed) for seed in range(_RANDOM_BATCHES)]
+        count = len(batches)
+        stream: Iterator[Feeds] = iter(batches)
+        check_feeds(second, batches[0])
+    else:
+        data = load_data(calibration_data, specs)
+        size = max((shape[0] for shape in shapes.values() if shape), default=1)
+        count = -(-data.used // (data.fixed_batch or size))
+        stream = data.batches(size)
+        check_feeds(second, next(data.batches(size)))
+
+    names = [output.name for output in first.get_outputs()]
+    with terminal.progress() as progress:
+        found = differences_of(
+            _infer(first, names, a), _infer(second, names, b), _told(stream, count, progress), names
+        )
+    judged = [(each, _within(each, rtol, atol)) for each in found]
+    terminal.show(table.differences(judged))
+    if calibration_data is None:
+        terminal.say("Compared on random inputs, for want of data.")
+    failing = [each.name for each, within in judged if not within]
+    if failing:
+        terminal.say(f"Beyond tolerance: {', '.join(failing)}.")
+    else:
+        terminal.say("All outputs are within tolerance.")
+    if as_json:
+        outputs = [{**record.difference_record(each), "within": ok} for each, ok in judged]
+        summary: dict[str, Any] = {"a": str(a), "b": str(b), "rtol": rtol, "atol": atol}
+        summary |= {"data_is_random": calibration_data is None, "within": not failing}
+        terminal.json({**summary, "outputs": outputs})
+    return 1 if failing else 0
+
+
+def _within(difference: OutputDifference, rtol: float, atol: float) -> bool:
+    small = difference.max_abs is not None and difference.max_abs <= atol
+    return difference.error <= rtol or small
+
+
+def _infer(session: ort.InferenceSession, names: Sequence[str], path: Path) -> Infer:
+    """Run a session; return outputs in the order of `names` if it has these, else in its own."""
+    from onnxcp.profiling.session import infer
+
+    own = [output.name for output in session.get_outputs()]
+    order = [own.index(name) for name in names] if set(own) == set(names) else range(len(own))
+
+    def run(feeds: Feeds) -> list[Any]:
+        outputs = infer(session, feeds, label=f"'{path}'")
+        return [outputs[position] for position in order]
+
+    return run
+
+
+def _told(batches: Iterator[Feeds], count: int, progress: Progress) -> Iterator[Feeds]:
+    for done, batch in enumerate(batches):
+        progress("comparing", done, count)
+        yield batch

@@ -1,0 +1,94 @@
+"""`onnxcp demo`: the main job on a trained network that comes along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxcp.cli.options import PATH, verbosity_options
+from onnxcp.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from onnxcp.optimizer import Settings
+
+BATCH = 32
+MACS = 0.15
+FAMILIES: tuple[str, ...] = ()  # all
+
+MODEL = "charnet.onnx"
+TEST = "test.npz"
+INPUT_SHAPE = (BATCH, 1, 24, 24)
+
+
+def settings() -> Settings:
+    """Return what the demo asks of the main job."""
+    from onnxcp.optimizer import Settings
+
+    return Settings(macs=MACS, families=FAMILIES, input_shapes={"image": INPUT_SHAPE})
+
+
+def options() -> str:
+    """Return the same as options of `onnxcp optimize`."""
+    shape = ",".join(map(str, INPUT_SHAPE))
+    families = f"--families {','.join(FAMILIES)} " if FAMILIES else ""
+    return f"--macs {MACS} {families}--input-shapes image:{shape}"
+
+
+@click.command(short_help="See it work on a network that comes along.")
+@click.option(
+    "--output",
+    type=PATH,
+    default="onnxcp-demo",
+    show_default=True,
+    metavar="DIR",
+    help="Folder to write to; it is made.",
+)
+@verbosity_options
+@click.pass_obj
+def demo(terminal: Terminal, *, output: Path) -> None:
+    """Optimize CharNet, a classifier of characters, and measure its accuracy before and after.
+
+    The network is the one of Jaderberg et al. 2014, trained on pictures of printed characters.
+    """
+    from onnxcp.cli import outcome
+    from onnxcp.cli.outputs import check_outputs
+    from onnxcp.errors import OutputError
+    from onnxcp.optimizer import optimize
+    from onnxcp.reporting.job import Job
+
+    folder = demo_folder()
+    model, test = folder / MODEL, folder / TEST
+    target, report = output / "charnet.optimized.onnx", output / "report.html"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot make the folder '{output}': {error.strerror}.") from error
+    inputs = {"the network of the demo": model, "the data of the demo": test}
+    check_outputs({"the model": target, "the report": report}, inputs, force=True)
+    terminal.say(f"CharNet on {BATCH} pictures at a time, with {options()}.\n")
+    with terminal.progress() as progress:
+        result = optimize(model, settings(), labelled=test, progress=progress)
+    command = f"onnxcp optimize {model} {options()} --eval-data {test}"
+    job = Job(settings(), str(model), command, str(target), labelled=str(test))
+    outcome.show(terminal, result, job)
+    outcome.keep(terminal, result, job, output=target, report=report, external=False)
+
+
+def demo_folder() -> Path:
+    """Return where CharNet lies: in the package if it was installed, else in the checkout.
+
+    Raises
+    ------
+    ModelError
+        If it is in neither.
+    """
+    import onnxcp
+    from onnxcp.errors import ModelError
+
+    package = Path(onnxcp.__file__).parent
+    for folder in (package / "_demo", package.parent / "models" / "charnet"):
+        if (folder / MODEL).is_file():
+            return folder
+    raise ModelError(f"The network of the demo, {MODEL}, did not come with this installation.")

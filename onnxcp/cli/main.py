@@ -1,0 +1,106 @@
+"""The command `onnxcp`, and what becomes of errors: one sentence and an exit code.
+
+The modules of commands import what they need when they run, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from onnxcp import __version__
+from onnxcp.cli.compare import compare
+from onnxcp.cli.demo import demo
+from onnxcp.cli.inspect import inspect
+from onnxcp.cli.optimize import optimize
+from onnxcp.cli.options import verbosity_options
+from onnxcp.cli.passes import passes
+from onnxcp.cli.profile import profile
+from onnxcp.cli.terminal import Terminal
+from onnxcp.errors import OnnxcpError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+_HELP = """Make ONNX networks faster by low-rank compression, decided by measured latency.
+
+\b
+onnxcp demo                  see it work on a network that comes along
+onnxcp optimize model.onnx   write model.optimized.onnx, if that is faster
+
+Tables and progress go to stderr, --json to stdout. Exit codes: 0 done, also where nothing was
+worth doing; 1 a comparison failed; 2 bad usage or bad input; 130 interrupted.
+"""
+
+
+@click.group(
+    help=_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    commands=[optimize, inspect, profile, compare, passes, demo],
+)
+@click.version_option(__version__, message="onnxcp %(version)s")
+@verbosity_options
+def cli() -> None:
+    """Hold the commands together."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code.
+
+    Parameters
+    ----------
+    arguments
+        Of the process by default.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    terminal = Terminal(arguments)
+    try:
+        code = cli.main(arguments, prog_name="onnxcp", obj=terminal, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _complain(f"interrupted; {_what_stands(terminal)}.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _leave_pipe()
+    except OnnxcpError as error:
+        _complain(str(error), terminal)
+    except MemoryError:
+        _complain("There is not enough memory for this model.", terminal)
+    except Exception as error:
+        detail = f"{type(error).__name__}: {error}".rstrip(".")
+        _complain(f"An unexpected error, a fault of onnxcp; please report it: {detail}.", terminal)
+    return BAD_INPUT
+
+
+def _complain(sentence: str, terminal: Terminal | None = None) -> None:
+    if terminal is not None and terminal.verbose:
+        traceback.print_exc()
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"onnxcp: {' '.join(sentence.splitlines())}", err=True)
+
+
+def _what_stands(terminal: Terminal) -> str:
+    if not terminal.written:
+        return "nothing was written"
+    return f"written already: {', '.join(map(str, terminal.written))}"
+
+
+def _leave_pipe() -> int:
+    """Go quietly: the interpreter would still try to flush, and complain."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""`onnxcp optimize`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxcp.cli.options import (
+    PATH,
+    comma_separated,
+    data_option,
+    input_shapes_option,
+    json_option,
+    machine_options,
+    model_argument,
+    verbosity_options,
+)
+from onnxcp.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from onnxcp.graph.model import Model
+    from onnxcp.profiling.inputs import Shape
+    from onnxcp.profiling.machine import Machine
+
+_SHARE = click.FloatRange(0, 1, min_open=True)
+
+
+def round_to_multiple(text: str) -> int | None:
+    """Return a multiple for ranks, or None for ``auto``."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"'{text}' is neither auto nor a whole number from 1 on.")
+    return int(text)
+
+
+@click.command(short_help="Write a faster model that computes nearly the same.")
+@model_argument
+@click.argument("output", type=PATH, required=False)
+@click.option(
+    "--macs",
+    type=_SHARE,
+    metavar="SHARE",
+    help="Keep at most this share of each layer's multiply-adds, such as 0.25.",
+)
+@click.option(
+    "--energy",
+    type=_SHARE,
+    metavar="SHARE",
+    help="Keep at least this share of each kernel's squared norm, such as 0.99.",
+)
+@click.option(
+    "--max-error",
+    type=_SHARE,
+    metavar="ERROR",
+    help="Largest relative error of each kernel. The default target, at 0.1.",
+)
+@click.option(
+    "--families",
+    type=comma_separated,
+    default="",
+    metavar="NAME,...",
+    help="Families to choose from, such as cp3,tucker2. By default all.",
+)
+@click.option(
+    "--nodes",
+    default="*",
+    metavar="GLOB",
+    show_default=True,
+    help="Names of the nodes to rewrite; several patterns separated by spaces.",
+)
+@click.option("--exclude", default="", metavar="GLOB", help="Names of the nodes to leave alone.")
+@click.option(
+    "--round-to",
+    type=round_to_multiple,
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    help="Ranks become multiples of this; auto finds by measuring what pays.",
+)
+@click.option(
+    "--passes",
+    "pipeline",
+    default="",
+    metavar="TEXT",
+    help="Run these passes as they stand, such as "
+    "'fold-batchnorm,cp4{rank=64,nodes=\"conv2*\"}', instead of choosing.",
+)
+@machine_options
+@input_shapes_option
+@data_option
+@click.option(
+    "--eval-data",
+    type=PATH,
+    metavar="X.npz",
+    help="Samples with an array 'label': accuracy is measured before and after.",
+)
+@click.option(
+    "--eval-script",
+    metavar="F.py:FUNC",
+    help="Function that is given an onnxruntime.InferenceSession and returns a score.",
+)
+@click.option("--report", type=PATH, metavar="R.html", help="Write a page about it, too.")
+@click.option(
+    "--save-as-external-data",
+    is_flag=True,
+    help="Keep weights in a file OUTPUT.data. So it is anyway where MODEL does it.",
+)
+@click.option("--dry-run", is_flag=True, help="Decide and measure, but write no model.")
+@click.option("--force", is_flag=True, help="Replace OUTPUT and the report if they exist.")
+@json_option
+@verbosity_options
+@click.pass_obj
+def optimize(
+    terminal: Terminal,
+    model: Path,
+    output: Path | None,
+    *,
+    macs: float | None,
+    energy: float | None,
+    max_error: float | None,
+    families: tuple[str, ...],
+    nodes: str,
+    exclude: str,
+    round_to: int | None,
+    pipeline: str,
+    machine: Machine,
+    input_shapes: dict[str, Shape],
+    calibration_data: Path | None,
+    eval_data: Path | None,
+    eval_script: str | None,
+    report: Path | None,
+    save_as_external_data: bool,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make MODEL faster and write it to OUTPUT, MODEL.optimized.onnx by default.
+
+    Layers are replaced by chains of smaller ones where that is measured to pay on this machine.
+    The result is compared with the original in numbers and in time. If it is not faster, OUTPUT
+    is the original, unchanged, and the exit code is 0 all the same.
+    """
+    targets = {"--macs": macs, "--energy": energy, "--max-error": max_error}
+    given = [name for name, value in targets.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"Give only one target: {' and '.join(given)} exclude each other.")
+    if pipeline and (given or families):
+        other = given[0] if given else "--families"
+        raise click.UsageError(f"--passes are run as they stand; {other} has no say there.")
+    if eval_data is not None and eval_script is not None:
+        raise click.UsageError("Give one of --eval-data and --eval-script.")
+
+    from onnxcp.cli import outcome
+    from onnxcp.cli.script import load_function, split_reference
+    from onnxcp.graph.model import load
+    from onnxcp.optimizer import Settings
+    from onnxcp.optimizer import optimize as run
+    from onnxcp.reporting.environment import describe
+    from onnxcp.reporting.job import Job
+    from onnxcp.reporting.record import optimized_record
+
+    settings = Settings(
+        macs=macs,
+        energy=energy,
+        max_error=max_error,
+        families=families,
+        nodes=nodes,
+        exclude=exclude,
+        round_to=round_to,
+        passes=pipeline,
+        machine=machine,
+        input_shapes=input_shapes,
+    )
+    source = load(model)
+    target = None if dry_run else output or model.with_name(f"{model.stem}.optimized.onnx")
+    inputs = {"the input model": model}
+    if calibration_data is not None:
+        inputs["the calibration data"] = calibration_data
+    if eval_data is not None:
+        inputs["the evaluation data"] = eval_data
+    if eval_script is not None:
+        inputs["the evaluation script"] = split_reference(eval_script)[0]
+    _check(source, target, report, inputs, external=save_as_external_data, force=force)
+    evaluate = None if eval_script is None else load_function(eval_script)
+
+    with terminal.progress() as progress:
+        result = run(
+            source,
+            settings,
+            data=calibration_data,
+            labelled=eval_data,
+            evaluate=evaluate,
+            progress=progress,
+        )
+    job = Job(
+        settings=settings,
+        model=str(model),
+        command=terminal.command,
+        output=None if target is None else str(target),
+        data=None if calibration_data is None else str(calibration_data),
+        labelled=None if eval_data is None else str(eval_data),
+        script=eval_script,
+    )
+    outcome.show(terminal, result, job)
+    outcome.keep(
+        terminal, result, job, output=target, report=report, external=save_as_external_data
+    )
+    if dry_run:
+        terminal.say("No model was written, since this was a dry run.")
+    if as_json:
+        terminal.json(optimized_record(result, job, describe(machine)))
+
+
+def _check(
+    source: Model,
+    target: Path | None,
+    report: Path | None,
+    inputs: dict[str, Path],
+    *,
+    external: bool,
+    force: bool,
+) -> None:
+    """Fail before the work if something could not be written."""
+    from onnxcp.cli.outputs import check_outputs, external_files, external_path
+
+    outputs = {} if target is None else {"the model": target}
+    if target is not None and (external or source.external):
+        outputs["external data"] = external_path(target)
+        weights = enumerate(sorted(external_files(source)))
+        inputs |= {f"external data {number} of the input": path for number, path in weights}
+    if report is not None:
+        outputs["the report"] = report
+    check_outputs(outputs, inputs, force=force)

@@ -1,0 +1,58 @@
+"""Showing and keeping what the main job did; `optimize` and `demo` end here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxcp.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from onnxcp.optimizer import Optimized
+    from onnxcp.reporting.job import Job
+
+
+def show(terminal: Terminal, result: Optimized, job: Job) -> None:
+    """Print the tables, what must be said about them, and the verdict."""
+    from onnxcp.reporting import facts, table
+
+    custom = job.script is not None
+    if result.decisions:
+        terminal.show(table.sites(result))
+    if result.refusals:
+        terminal.show(table.left_alone(result))
+    if job.settings.passes or terminal.verbose:
+        terminal.show(table.passes(result, notes=True))
+    if terminal.verbose:
+        for decision in result.decisions:
+            for refusal in decision.refusals:
+                terminal.say(f"{refusal}.")
+    terminal.show(table.before_after(result, custom_score=custom))
+    for note in facts.notes(result, custom_score=custom):
+        terminal.say(note)
+    terminal.say(table.verdict(result))
+
+
+def keep(
+    terminal: Terminal,
+    result: Optimized,
+    job: Job,
+    *,
+    output: Path | None,
+    report: Path | None,
+    external: bool,
+) -> None:
+    """Write the model and the report, each whole or not at all; None is not written."""
+    from onnxcp.files import write_text
+    from onnxcp.graph.model import save
+    from onnxcp.reporting.html import render
+
+    # Rendered first: if that fails, nothing has been written yet.
+    page = None if report is None else render(result, job)
+    if output is not None:
+        save(result.model, output, external=external or None)
+        what = "the rewritten model" if result.improved else "the original, unchanged,"
+        terminal.wrote(output, what)
+    if report is not None and page is not None:
+        write_text(report, page)
+        terminal.wrote(report, "the report")

@@ -1,0 +1,89 @@
+"""The machine and the software that something was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnxruntime
+
+from onnxcp import __version__
+from onnxcp.profiling.machine import Machine
+
+_PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where something was measured.
+
+    Attributes
+    ----------
+    cpu
+        Model name of the processor.
+    cores
+        Logical cores that this process may use.
+    threads
+        Threads within a node, in words.
+    providers
+        Execution providers, by short name, in order of preference.
+    system
+        Operating system and architecture.
+    versions
+        Versions by name of package: onnxcp, Python, ONNX Runtime and what else computes.
+    """
+
+    cpu: str
+    cores: int
+    threads: str
+    providers: tuple[str, ...]
+    system: str
+    versions: dict[str, str]
+
+
+def describe(machine: Machine) -> Environment:
+    """Describe this machine as a network will see it."""
+    threads = machine.intra_op_num_threads
+    return Environment(
+        cpu=cpu_name(),
+        cores=_cores(),
+        threads=str(threads) if threads else "chosen by ONNX Runtime",
+        providers=machine.providers,
+        system=f"{platform.system()} {platform.release()}, {platform.machine()}",
+        versions=_versions(),
+    )
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model name of the processor, or its architecture where none is told."""
+    try:
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip().lower() in ("model name", "hardware", "cpu model") and value.strip():
+                return " ".join(value.split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str]:
+    found = {
+        "onnxcp": __version__,
+        "Python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+    }
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

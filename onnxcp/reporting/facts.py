@@ -1,0 +1,223 @@
+"""What a report says, as words: the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.profiling.compare import OutputDifference
+from onnxcp.profiling.timing import Trial
+from onnxcp.reporting import units
+
+if TYPE_CHECKING:
+    from onnxcp.graph.site import Site
+    from onnxcp.optimizer import Optimized
+    from onnxcp.planning.option import Decision
+
+# How far an option came before it was refused; of several refusals the last such says most.
+_STAGES = (
+    Reason.INEXPRESSIBLE,
+    Reason.NO_REDUCTION,
+    Reason.NOT_FASTER,
+    Reason.NOT_FINITE,
+    Reason.INACCURATE,
+)
+_NAMED = 3  # nodes of one refusal that are named; the others are counted
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison of two networks, as text; `strong` ones matter most."""
+
+    label: str
+    before: str
+    after: str
+    change: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class SiteLine:
+    """What became of one site.
+
+    Attributes
+    ----------
+    name, kernel
+        The site, and the shape of its kernel in words.
+    decision
+        Family and rank, or why it was left alone.
+    macs_kept
+        Multiply-adds of the chain over those of the site; None where it was left alone.
+    weight_error
+        Relative Frobenius error of the kernel, or None.
+    alone
+        The site against its chain, each alone in a graph, or None.
+    """
+
+    name: str
+    kernel: str
+    decision: str
+    macs_kept: float | None = None
+    weight_error: float | None = None
+    alone: Trial | None = None
+
+
+def sizes(result: Optimized) -> list[Row]:
+    """Return what the network holds and needs, before and after."""
+    before, after = result.before, result.after
+    rows = []
+    for label, key, show in (
+        ("nodes", "nodes", "{:,}".format),
+        ("parameters", "parameters", units.count),
+        ("MACs per sample", "macs", units.count),
+        ("file size", "nbytes", units.nbytes),
+    ):
+        old, new = getattr(before, key), getattr(after, key) if after else None
+        first, second = (units.NONE if value is None else show(value) for value in (old, new))
+        change = "" if key == "nodes" else units.change(old, new)
+        rows.append(Row(label, first, second, change))
+    return rows
+
+
+def measures(result: Optimized, *, custom_score: bool = False) -> list[Row]:
+    """Return time, error and accuracy, before and after; nothing where nothing was rewritten.
+
+    Parameters
+    ----------
+    result
+        Of the main job.
+    custom_score
+        Whether accuracy is what a user's function gave, in its own unit.
+    """
+    seen = result.verification
+    if seen is None:
+        return []
+    trial = seen.trial
+    gain = f"{units.ratio(trial.ratio)} ({units.interval(trial.low, trial.high)})"
+    medians = (units.seconds(trial.a.median), units.seconds(trial.b.median))
+    slow = (units.seconds(trial.a.p90), units.seconds(trial.b.p90))
+    rows = [
+        Row(f"latency{_at_batch(result)}", *medians, gain, strong=True),
+        Row("90th percentile", *slow),
+        *_error_rows(seen.differences),
+    ]
+    if seen.accuracy is not None:
+        rows.append(_score_row(*seen.accuracy, custom=custom_score))
+    return rows
+
+
+def site_lines(decisions: Iterable[Decision]) -> list[SiteLine]:
+    """Return what became of each site."""
+    return [_site_line(decision) for decision in decisions]
+
+
+def kernel_text(site: Site) -> str:
+    """Return operator and kernel of a site: ``Conv 128×48×9×9``, with the groups if several."""
+    group = f", {site.group} groups" if site.group > 1 else ""
+    return f"{site.op} {units.shape(site.kernel_shape)}{group}"
+
+
+def main_refusal(refusals: Sequence[Refusal]) -> Refusal | None:
+    """Return the refusal of the option that came furthest: it says most."""
+
+    def stage(refusal: Refusal) -> int:
+        return _STAGES.index(refusal.reason) if refusal.reason in _STAGES else -1
+
+    return max(refusals, key=stage, default=None)
+
+
+def grouped(refusals: Iterable[Refusal]) -> list[tuple[str, str]]:
+    """Bring refusals for the same reason together: who, in words, and why."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for refusal in refusals:
+        names[refusal.detail].append(refusal.site)
+    return [(_listed(each), detail) for detail, each in names.items()]
+
+
+def notes(result: Optimized, *, custom_score: bool = False) -> list[str]:
+    """Return what must be said so that nobody reads too much into the numbers."""
+    seen = result.verification
+    if seen is None:
+        return []
+    said = []
+    if result.data_is_random:
+        said.append("Outputs were compared on random inputs, for want of data.")
+    if seen.accuracy is None:
+        said.append("Accuracy unknown: no labelled data and no evaluation function were given.")
+    elif custom_score:
+        said.append("The score is what the given function returned for each network.")
+    if not seen.trial.clean:
+        said.append(
+            "The machine was too busy for clean timings; interrupted ones stand behind the "
+            "latencies."
+        )
+    said += [difference.problem for difference in seen.differences if difference.problem]
+    said += [
+        f"Output '{difference.name}' holds infinite values or NaN where the original's does not."
+        for difference in seen.differences
+        if difference.finite_a and not difference.finite_b
+    ]
+    return said
+
+
+def batch_of(result: Optimized) -> int | None:
+    """Return the batch that was measured with, or None if inputs do not agree on one."""
+    firsts = {shape[0] for shape in result.shapes.values() if shape}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+def _at_batch(result: Optimized) -> str:
+    batch = batch_of(result)
+    return "" if batch is None else f", batch {batch}"
+
+
+def _error_rows(differences: Sequence[OutputDifference]) -> list[Row]:
+    if not differences:
+        return []
+    worst = max(differences, key=lambda each: each.error)
+    several = f", worst of {len(differences)}" if len(differences) > 1 else ""
+    if worst.problem:
+        rows = [Row("output error", "", "not comparable")]
+    elif worst.equal is not None:
+        rows = [Row(f"equal outputs{several}", "", units.share(worst.equal, 2))]
+    else:
+        rows = [Row(f"relative output error{several}", "", units.error(worst.relative))]
+    agreement = [d.top1_agreement for d in differences if d.top1_agreement is not None]
+    if agreement:
+        rows.append(Row("same top class", "", units.share(min(agreement), 2)))
+    return rows
+
+
+def _score_row(before: float, after: float, *, custom: bool) -> Row:
+    if custom:
+        change = f"{after - before:+.4g}".replace("-", "−")
+        return Row("score", f"{before:.6g}", f"{after:.6g}", change, strong=True)
+    texts = (units.share(before, 2), units.share(after, 2))
+    return Row("accuracy", *texts, units.points(before, after), strong=True)
+
+
+def _site_line(decision: Decision) -> SiteLine:
+    site, option, result = decision.site, decision.option, decision.result
+    if option is None or result is None:
+        refusal = main_refusal(decision.refusals)
+        why = refusal.detail if refusal is not None else "no family was offered"
+        return SiteLine(site.name, kernel_text(site), f"left alone: {why}")
+    ranks = units.shape(result.ranks)
+    kept = option.macs / decision.macs if decision.macs else None
+    return SiteLine(
+        name=site.name,
+        kernel=kernel_text(site),
+        decision=f"{option.family.name}, rank {ranks}",
+        macs_kept=kept,
+        weight_error=result.error,
+        alone=option.trial,
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) <= _NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"

@@ -1,0 +1,304 @@
+"""Looking at a network layer by layer: what each costs, and whether it may be rewritten."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from onnxcp.errors import DataError, ModelError
+from onnxcp.factorize import FactorizePass
+from onnxcp.graph.model import Model, save
+from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.shapes import infer_shapes
+from onnxcp.graph.site import Site, find_sites
+from onnxcp.graph.summary import node_macs
+from onnxcp.graph.view import GraphView
+from onnxcp.passes import registered_passes
+from onnxcp.profiling.inputs import Shape, assume_extents, random_feeds, session_inputs
+from onnxcp.profiling.machine import Machine, observe_shapes
+from onnxcp.profiling.nodes import NodeTime, node_origins, profile_nodes
+from onnxcp.profiling.session import Feeds
+
+Timed = tuple[tuple[str | None, NodeTime], ...]
+
+_WARMUP, _ITERATIONS = 3, 10
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that multiplies by a weight, or a node of that kind that is no site.
+
+    Attributes
+    ----------
+    name, op
+        The node.
+    kernel_shape
+        ``(T, S / group, *k)``, or None where the weight is not known.
+    group
+        Number of groups.
+    input_shape
+        Shape of what it reads, batch included, or None.
+    macs
+        Multiply-adds for one sample, or None.
+    seconds
+        Time of one run of the node, with what was fused into it, or None.
+    families
+        Names of the families that can express it; empty where it is refused.
+    refusal
+        Why it cannot be rewritten, or None.
+    """
+
+    name: str
+    op: str
+    kernel_shape: Shape | None
+    group: int
+    input_shape: Shape | None
+    macs: int | None
+    seconds: float | None
+    families: tuple[str, ...]
+    refusal: Refusal | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A network layer by layer.
+
+    Attributes
+    ----------
+    layers
+        In graph order; those within bodies and functions last.
+    seconds
+        Sum of the times of all nodes, or None where they were not taken.
+    untimed
+        Why there are no times although they were asked for; "" otherwise.
+    """
+
+    layers: tuple[Layer, ...]
+    seconds: float | None
+    untimed: str
+
+
+def inspect_model(
+    model: Model, machine: Machine, shapes: Mapping[str, Shape], *, time: bool = True
+) -> Inspection:
+    """Look at every Conv, ConvTranspose, Gemm and MatMul of a network.
+
+    Where ONNX Runtime cannot run the network, multiply-adds are counted as far as shape inference
+    goes, and times are left out.
+
+    Parameters
+    ----------
+    model
+        The network.
+    machine
+        Where to time it.
+    shapes
+        Shapes of inputs.
+    time
+        Whether to time the nodes.
+
+    Raises
+    ------
+    DataError
+        If a shape does not fit the model.
+    ProviderError
+        If a provider is unknown, missing, or does not start.
+    """
+    sites, refusals = find_sites(model)
+    timed: Timed = ()
+    known, feeds, untimed = _prepare(model, machine, shapes)
+    if feeds is not None:
+        try:
+            wanted = {tensor for site in sites for tensor in (site.input, site.output)}
+            if missing := wanted - known.keys():
+                known |= observe_shapes(model, missing, feeds, machine)
+            timed = time_nodes(model, feeds, machine) if time else ()
+        except ModelError as error:
+            untimed = str(error)
+    seconds = _by_node(timed)
+    layers = _layers(model, sites, refusals, known, seconds)
+    total = sum(each.seconds_per_run for _, each in timed) if timed else None
+    return Inspection(tuple(layers), total, untimed if time else "")
+
+
+def time_nodes(
+    model: Model,
+    feeds: Feeds,
+    machine: Machine,
+    *,
+    warmup: int = _WARMUP,
+    iterations: int = _ITERATIONS,
+) -> Timed:
+    """Time the nodes of a model as ONNX Runtime runs them.
+
+    Returns
+    -------
+    tuple of (str or None, NodeTime)
+        With the node of the model that each stands for, under the name that a site would have, or
+        None where there is none (changes of layout).
+
+    Raises
+    ------
+    ModelError
+        If ONNX Runtime cannot run the model on these feeds.
+    """
+    named = _with_names(model)
+    origin = node_origins(named.proto.graph)
+    with tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder:
+        path = named.path
+        if path is None:
+            path = Path(folder) / "model.onnx"
+            save(named, path)
+        times = profile_nodes(
+            path,
+            feeds,
+            providers=machine.providers,
+            intra_op_num_threads=machine.intra_op_num_threads,
+            warmup=warmup,
+            iterations=iterations,
+            label=f"'{model.name}'",
+        )
+    return tuple((origin(each.name), each) for each in times)
+
+
+def chain_owner(families: Sequence[str]) -> Callable[[str], str]:
+    """Return a function from the name of a node to that of the site whose chain it belongs to.
+
+    Nodes of chains are called ``<site>/<family>/<position>``; a node of another name is its own
+    owner.
+    """
+    either = "|".join(map(re.escape, families)) or r"(?!)"
+    pattern = re.compile(rf"(?P<site>.+)/(?:{either})/\d+")
+
+    def owner(name: str) -> str:
+        match = pattern.fullmatch(name)
+        return match["site"] if match else name
+
+    return owner
+
+
+def installed_families() -> dict[str, FactorizePass]:
+    """Return every installed family, without options, by name."""
+    return {
+        name: kind()
+        for name, kind in registered_passes().items()
+        if issubclass(kind, FactorizePass)
+    }
+
+
+def _prepare(
+    model: Model, machine: Machine, shapes: Mapping[str, Shape]
+) -> tuple[dict[str, Shape], Feeds | None, str]:
+    """Return shapes of tensors, feeds to run with, and why there are none."""
+    try:
+        session = machine.open(model)
+        specs = session_inputs(session)
+    except (ModelError, DataError) as error:
+        inputs = model.proto.graph.input
+        if "" in shapes and len(inputs) == 1:
+            shapes = {inputs[0].name: shapes[""]}
+        return infer_shapes(model, shapes), None, str(error)
+    feeds = random_feeds(session, shapes=assume_extents(specs, shapes))
+    return infer_shapes(model, {name: value.shape for name, value in feeds.items()}), feeds, ""
+
+
+def _with_names(model: Model) -> Model:
+    """Name the nodes of the main graph as sites are: a profile knows nodes by name only."""
+    names = [node.name for node in model.proto.graph.node]
+    if all(names) and len(set(names)) == len(names):
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for node in proto.graph.node:
+        if (not node.name or names.count(node.name) > 1) and node.output:
+            node.name = node.output[0]
+    return model.with_proto(proto)
+
+
+def _by_node(timed: Timed) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for name, each in timed:
+        if name is not None:
+            sums[name] = sums.get(name, 0.0) + each.seconds_per_run
+    return sums
+
+
+def _layers(
+    model: Model,
+    sites: Sequence[Site],
+    refusals: Sequence[Refusal],
+    known: Mapping[str, Shape],
+    seconds: Mapping[str, float],
+) -> list[Layer]:
+    view = GraphView(model.proto.graph)
+    families = installed_families()
+    by_index = {site.index: site for site in sites}
+    why = {refusal.site: refusal for refusal in refusals}
+    names = [node.name for node in model.proto.graph.node]
+    layers = []
+    for index, node in enumerate(model.proto.graph.node):
+        if site := by_index.get(index):
+            unfit = {name: family.applies(site) for name, family in families.items()}
+            fit = tuple(name for name, refusal in unfit.items() if refusal is None)
+            refused = None if fit else _no_family(site, list(unfit.values()))
+            layers.append(
+                Layer(
+                    name=site.name,
+                    op=site.op,
+                    kernel_shape=site.kernel_shape,
+                    group=site.group,
+                    input_shape=known.get(site.input),
+                    macs=node_macs(node, view, known),
+                    seconds=seconds.get(site.name),
+                    families=fit,
+                    refusal=refused,
+                )
+            )
+            continue
+        unique = node.name and names.count(node.name) == 1
+        name = node.name if unique else (node.output[0] if node.output else "")
+        if name in why:
+            layers.append(_refused(node, why.pop(name), view, known, seconds))
+    # What is left stands in bodies of If, Loop and Scan, and in functions.
+    layers += [
+        Layer(name, "", None, 1, None, None, None, (), refusal) for name, refusal in why.items()
+    ]
+    return layers
+
+
+def _refused(
+    node: onnx.NodeProto,
+    refusal: Refusal,
+    view: GraphView,
+    known: Mapping[str, Shape],
+    seconds: Mapping[str, float],
+) -> Layer:
+    group = next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+    weight = None
+    if node.op_type in ("Conv", "ConvTranspose") and len(node.input) > 1:
+        weight = view.constant_shape(node.input[1])
+    if weight is not None and node.op_type == "ConvTranspose":
+        weight = (weight[1] * group, weight[0] // group, *weight[2:])
+    return Layer(
+        name=refusal.site,
+        op=node.op_type,
+        kernel_shape=weight,
+        group=group,
+        input_shape=known.get(node.input[0]) if node.input else None,
+        macs=node_macs(node, view, known),
+        seconds=seconds.get(refusal.site),
+        families=(),
+        refusal=refusal,
+    )
+
+
+def _no_family(site: Site, refusals: Sequence[Refusal | None]) -> Refusal:
+    for refusal in refusals:
+        if refusal is not None:
+            return refusal
+    return Refusal(site.name, Reason.INEXPRESSIBLE, "no family is installed")

@@ -1,0 +1,34 @@
+"""What was asked for: the side of a report that the result itself does not know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcp.optimizer import Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of the main job.
+
+    Attributes
+    ----------
+    settings
+        What it was called with.
+    model
+        The input, as the user named it.
+    command
+        The command line that does it again.
+    output
+        The file that was written, or None.
+    data, labelled, script
+        Files of samples and of an evaluation function, as the user named them, or None.
+    """
+
+    settings: Settings
+    model: str
+    command: str
+    output: str | None = None
+    data: str | None = None
+    labelled: str | None = None
+    script: str | None = None

@@ -1,0 +1,138 @@
+"""Tables for the terminal: they fit 80 columns, and are plain text when piped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxcp.profiling.compare import OutputDifference
+from onnxcp.profiling.timing import Latency
+from onnxcp.reporting import facts, units
+
+if TYPE_CHECKING:
+    from onnxcp.optimizer import Optimized
+
+
+def before_after(result: Optimized, *, custom_score: bool = False) -> Table:
+    """Return a network before and after: size, cost, latency, error, accuracy."""
+    table = _table("", "before>", "after>", "change>")
+    for row in (*facts.sizes(result), *facts.measures(result, custom_score=custom_score)):
+        change = Text(row.change, style="bold" if row.strong else "")
+        table.add_row(row.label, row.before, row.after, change)
+    return table
+
+
+def sites(result: Optimized) -> Table:
+    """Return what became of each site."""
+    table = _table("site", "decision", "MACs kept>", "weight error>", "alone>")
+    for line in facts.site_lines(result.decisions):
+        left_alone = line.alone is None
+        table.add_row(
+            line.name,
+            Text(line.decision, style="dim" if left_alone else ""),
+            "" if left_alone else units.share(line.macs_kept),
+            "" if left_alone else units.error(line.weight_error),
+            "" if line.alone is None else units.ratio(line.alone.ratio),
+        )
+    return table
+
+
+def left_alone(result: Optimized) -> Table:
+    """Return the nodes that are no sites, and why."""
+    table = _table("no site", "because")
+    for who, why in facts.grouped(result.refusals):
+        table.add_row(who, why)
+    return table
+
+
+def passes(result: Optimized, *, notes: bool) -> Table:
+    """Return what each pass did; what it noted, too, if asked."""
+    table = _table("pass", "time>", "changed")
+    for record in result.records:
+        text: RenderableType = record.text
+        if notes and record.notes:
+            lines = Text("\n".join(f"  {note}" for note in record.notes), style="dim")
+            text = Group(record.text, lines)
+        table.add_row(text, units.seconds(record.seconds), "yes" if record.changed else "no")
+    return table
+
+
+def verdict(result: Optimized) -> Text:
+    """Return the one sentence on the outcome."""
+    sentence = result.verdict if result.verdict.endswith(".") else f"{result.verdict}."
+    return Text(sentence, style="bold green" if result.improved else "bold yellow")
+
+
+def latencies(columns: Sequence[tuple[str, Latency]], batch: int | None) -> Table:
+    """Return statistics of one or two latencies, one column each.
+
+    Parameters
+    ----------
+    columns
+        What to call each, and its times.
+    batch
+        Samples per run for the throughput, or None if that is not known.
+    """
+    table = _table("", *(f"{name}>" for name, _ in columns))
+    statistics = {
+        "median": [latency.median for _, latency in columns],
+        "mean": [latency.mean for _, latency in columns],
+        "90th percentile": [latency.p90 for _, latency in columns],
+        "least": [latency.minimum for _, latency in columns],
+    }
+    for label, values in statistics.items():
+        table.add_row(label, *map(units.seconds, values))
+    what = "runs per second" if batch is None else "samples per second"
+    table.add_row(what, *(units.count((batch or 1) / latency.median) for _, latency in columns))
+    counted = (f"{len(each.samples)} ({each.discarded} interrupted)" for _, each in columns)
+    table.add_row("runs", *counted)
+    return table
+
+
+def differences(outputs: Iterable[tuple[OutputDifference, bool]]) -> Table:
+    """Return how outputs differ, each with whether that is within tolerance."""
+    table = _table("output", "max>", "mean>", "relative>", "cosine>", "top-1>", "within")
+    for each, within in outputs:
+        if each.problem:
+            table.add_row(each.name, Text(each.problem), "", "", "", "", "no")
+            continue
+        if each.equal is not None:
+            equal = f"{units.share(each.equal, 2)} equal"
+            table.add_row(each.name, equal, "", "", "", "", "yes" if within else "no")
+            continue
+        cosine = units.NONE if each.cosine is None else f"{each.cosine:.6f}"
+        numbers = map(units.error, (each.max_abs, each.mean_abs, each.relative))
+        top1 = units.share(each.top1_agreement, 2)
+        table.add_row(each.name, *numbers, cosine, top1, "yes" if within else "no")
+    return table
+
+
+def plain(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table of text.
+
+    Columns whose name ends in ``>`` stand to the right and, as those whose name ends in ``=``, are
+    never folded while there is room.
+    """
+    table = _table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    # Columns stand two apart: the padding, and the box's own divider.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(
+            column.rstrip(">="),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=column[-1:] in (">", "="),
+        )
+    return table

@@ -1,0 +1,119 @@
+"""The command line in this process, a small network, and timings that are made up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from onnxcp.cli.main import main
+from onnxcp.profiling.timing import Latency, Trial
+from tests.networks import model_of, noise
+
+BATCH, CLASSES = 4, 5
+TIMERS = ("onnxcp.verification", "onnxcp.planning.latency", "onnxcp.planning.blocks")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+Timings = Callable[..., None]
+
+
+@pytest.fixture
+def onnxcp(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command line as the console script does."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> Outcome:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def timings(monkeypatch: pytest.MonkeyPatch) -> Timings:
+    """Sets how many times faster rewritten networks and chains are; 2 unless told otherwise."""
+
+    def fake(*, network: float = 2.0, chains: float = 2.0) -> None:
+        for module, ratio in zip(TIMERS, (network, chains, 1.0), strict=True):
+            monkeypatch.setattr(f"{module}.paired", made_up(ratio))
+
+    fake()
+    return fake
+
+
+def made_up(ratio: float) -> Callable[..., Trial]:
+    def paired(run_a: Callable[[], object], run_b: Callable[[], object], **_: object) -> Trial:
+        run_a()
+        run_b()
+        return Trial(
+            a=Latency((1e-3 * ratio,) * 10),
+            b=Latency((1e-3,) * 10),
+            ratio=ratio,
+            low=0.95 * ratio,
+            high=1.05 * ratio,
+            p_value=0.001,
+            pairs=10,
+            discarded=0,
+            clean=True,
+        )
+
+    return paired
+
+
+def network() -> onnx.ModelProto:
+    """Return a classifier: conv, relu, depthwise, pool, fc. Its batch is open."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], name="conv", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "d"], ["s"], name="depthwise", group=24),
+        helper.make_node("GlobalAveragePool", ["s"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Gemm", ["f", "v", "c"], ["y"], name="fc"),
+    ]
+    weights = {
+        "w": noise(24, 16, 3, 3),
+        "b": noise(24, seed=1),
+        "d": noise(24, 1, 3, 3, seed=2),
+        "v": noise(24, CLASSES, seed=3),
+        "c": noise(CLASSES, seed=4),
+    }
+    return model_of(nodes, inputs={"x": ("N", 16, 12, 12)}, weights=weights)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    onnx.save(network(), path)
+    return path
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    path = tmp_path / "labelled.npz"
+    labels = np.arange(8) % CLASSES
+    np.savez(path, x=noise(8, 16, 12, 12, seed=9), label=labels)
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Return every file below a folder, hidden ones too, with a hash of its content."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

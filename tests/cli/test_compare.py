@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.cli.conftest import Run
+from tests.networks import conv_model, noise
+
+SHAPE = ("--input-shapes", "4,16,12,12")
+
+
+@pytest.fixture
+def scaled(model: Path) -> Path:
+    """The same network with outputs 1 % larger."""
+    proto = onnx.load(model)
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("v", "c"):
+            values = 1.01 * numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    path = model.with_name("scaled.onnx")
+    onnx.save(proto, path)
+    return path
+
+
+def test_equal_models(onnxcp: Run, model: Path) -> None:
+    done = onnxcp("compare", model, model, *SHAPE)
+    assert (done.code, done.out) == (0, "")
+    assert "All outputs are within tolerance" in done.err
+    assert "on random inputs" in done.err
+    assert "100.00 %" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ([], 1),
+        (["--rtol", "0.011"], 0),
+        (["--rtol", "0.009"], 1),
+        (["--rtol", "0", "--atol", "1000"], 0),
+        (["--rtol", "0", "--atol", "0.000001"], 1),
+    ],
+)
+def test_tolerances(onnxcp: Run, model: Path, scaled: Path, options: list[str], code: int) -> None:
+    done = onnxcp("compare", model, scaled, *SHAPE, *options)
+    assert done.code == code
+    assert ("Beyond tolerance: y" in done.err) == bool(code)
+
+
+def test_json(onnxcp: Run, model: Path, scaled: Path) -> None:
+    done = onnxcp("compare", model, scaled, *SHAPE, "--json", "-q")
+    record = json.loads(done.out)
+    assert record["schema"] == 1
+    assert record["within"] is False
+    (output,) = record["outputs"]
+    assert output["relative"] == pytest.approx(0.01, rel=1e-3)
+    assert output["cosine"] == pytest.approx(1)
+    assert output["top1_agreement"] == 1
+
+
+def test_on_data(onnxcp: Run, model: Path, scaled: Path, labelled: Path) -> None:
+    done = onnxcp("compare", model, scaled, "--calibration-data", labelled, "--rtol", "0.1")
+    assert done.code == 0
+    assert "random" not in done.err
+
+
+def test_infinite_errors_are_null_in_json(onnxcp: Run, model: Path) -> None:
+    proto = onnx.load(model)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "c":
+            values = np.full(5, np.inf, np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, "c"))
+    other = model.with_name("inf.onnx")
+    onnx.save(proto, other)
+    done = onnxcp("compare", model, other, *SHAPE, "--json", "--atol", "1e9")
+    assert done.code == 1
+    (output,) = json.loads(done.out)["outputs"]
+    assert output["relative"] is None
+    assert output["finite_b"] is False
+
+
+def test_outputs_of_other_shapes_are_not_comparable(onnxcp: Run, tmp_path: Path) -> None:
+    paths = []
+    for name, channels in (("a", (4, 6)), ("b", (4, 8))):
+        paths.append(tmp_path / f"{name}.onnx")
+        onnx.save(conv_model((3, 3), channels=channels), paths[-1])
+    done = onnxcp("compare", *paths)
+    assert done.code == 1
+    assert "is of shape" in " ".join(done.err.split())
+
+
+def test_models_of_other_inputs(onnxcp: Run, model: Path, tmp_path: Path) -> None:
+    onnx.save(conv_model((3, 3)), tmp_path / "conv.onnx")
+    done = onnxcp("compare", model, tmp_path / "conv.onnx", *SHAPE)
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+
+
+def test_outputs_in_another_order_are_matched_by_name(onnxcp: Run, tmp_path: Path) -> None:
+    head = '<ir_version: 8, opset_import: ["" : 17]> g (float[4] x) => '
+    body = "{ y = Relu(x) z = Neg(x) }"
+    for name, outputs in (("a", "(float[4] y, float[4] z)"), ("b", "(float[4] z, float[4] y)")):
+        onnx.save(onnx.parser.parse_model(head + outputs + body), tmp_path / f"{name}.onnx")
+    assert onnxcp("compare", tmp_path / "a.onnx", tmp_path / "b.onnx").code == 0
+
+
+def test_bad_data(onnxcp: Run, model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bad.npz", x=noise(2, 3))
+    done = onnxcp("compare", model, model, "--calibration-data", tmp_path / "bad.npz")
+    assert done.code == 2
+    assert "has shape [2, 3]" in done.err

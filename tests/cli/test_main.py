@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import onnxcp as package
+from tests.cli.conftest import Run
+
+COMMANDS = ("optimize", "inspect", "profile", "compare", "passes", "demo")
+HEAVY = ("onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "scipy", "rich", "jinja2")
+
+
+def test_the_version(onnxcp: Run) -> None:
+    assert onnxcp("--version").out == f"onnxcp {package.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("--help",)])
+def test_help_lists_the_commands(onnxcp: Run, arguments: tuple[str, ...]) -> None:
+    done = onnxcp(*arguments)
+    assert done.code == 0
+    for command in COMMANDS:
+        assert f"\n  {command} " in done.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(onnxcp: Run, command: str) -> None:
+    done = onnxcp(command, "--help")
+    assert done.code == 0
+    assert done.out.startswith(f"Usage: onnxcp {command}")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["optimize", "--help"]])
+def test_help_is_quick(arguments: list[str]) -> None:
+    """Nothing heavy is imported: it is not needed to print a text."""
+    code = (
+        "import sys; from onnxcp.cli.main import main; "
+        f"main({arguments!r}); print(*sorted({set(HEAVY)!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+
+
+def test_an_unknown_command(onnxcp: Run) -> None:
+    done = onnxcp("optimise")
+    assert done.code == 2
+    assert "No such command 'optimise'" in done.err

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from onnxcp.graph.model import load, save
+from tests.cli.conftest import Run, Timings, snapshot
+
+QUICK = (
+    "--macs",
+    "0.5",
+    "--families",
+    "tucker2",
+    "--round-to",
+    "1",
+    "--input-shapes",
+    "4,16,12,12",
+)
+
+
+@pytest.fixture
+def optimize(onnxcp: Run, model: Path) -> Callable[..., Any]:
+    def run(*arguments: object) -> Any:
+        return onnxcp("optimize", model, *QUICK, *arguments)
+
+    return run
+
+
+class TestWrites:
+    def test_the_rewritten_model_beside_the_input(self, optimize: Any, model: Path) -> None:
+        before = snapshot(model.parent)
+        done = optimize()
+        assert done.code == 0
+        assert done.out == ""
+        output = model.with_name("net.optimized.onnx")
+        names = [node.name for node in onnx.load(output).graph.node]
+        assert [name for name in names if name.startswith("conv")] == [
+            f"conv/tucker2/{i}" for i in range(3)
+        ]
+        after = snapshot(model.parent)
+        assert after.pop(output.name)
+        assert after == before
+
+    def test_to_a_given_place(self, optimize: Any, tmp_path: Path) -> None:
+        assert optimize(tmp_path / "other.onnx").code == 0
+        assert (tmp_path / "other.onnx").is_file()
+        assert not (tmp_path / "net.optimized.onnx").exists()
+
+    def test_external_data_where_asked(self, optimize: Any, tmp_path: Path) -> None:
+        assert optimize(tmp_path / "out.onnx", "--save-as-external-data").code == 0
+        assert (tmp_path / "out.onnx.data").stat().st_size > 0
+        assert load(tmp_path / "out.onnx").external
+
+    def test_the_original_where_it_is_not_beaten(
+        self, optimize: Any, timings: Timings, model: Path
+    ) -> None:
+        timings(network=1.0)
+        done = optimize()
+        assert done.code == 0
+        assert "not faster; the original is handed back" in done.err
+        assert "Wrote the original, unchanged" in done.err
+        assert onnx.load(model.with_name("net.optimized.onnx")) == onnx.load(model)
+
+    def test_the_original_where_nothing_pays(
+        self, optimize: Any, timings: Timings, model: Path
+    ) -> None:
+        timings(chains=1.0)
+        done = optimize()
+        assert done.code == 0
+        assert "Nothing was worth rewriting" in done.err
+        assert onnx.load(model.with_name("net.optimized.onnx")) == onnx.load(model)
+
+    def test_nothing_in_a_dry_run(self, optimize: Any, model: Path) -> None:
+        before = snapshot(model.parent)
+        done = optimize("--dry-run")
+        assert done.code == 0
+        assert "2.00×" in done.err
+        assert "No model was written" in done.err
+        assert snapshot(model.parent) == before
+
+    def test_over_what_exists_with_force(self, optimize: Any, tmp_path: Path) -> None:
+        output = tmp_path / "out.onnx"
+        output.write_text("old")
+        assert optimize(output, "--force").code == 0
+        assert onnx.load(output).graph.node
+
+    def test_a_report(self, optimize: Any, tmp_path: Path) -> None:
+        assert optimize("--report", tmp_path / "r.html").code == 0
+        assert "2.00× faster" in (tmp_path / "r.html").read_text()
+
+
+class TestSays:
+    def test_what_was_decided_and_what_it_gives(self, optimize: Any) -> None:
+        said = optimize().err
+        for words in (
+            "tucker2, rank",
+            "it is depthwise",
+            "latency, batch 4",
+            "2.00× (1.90 to 2.10)",
+            "Accuracy unknown",
+            "on random inputs",
+            "The rewritten network is faster",
+        ):
+            assert words in said
+
+    def test_accuracy_where_there_are_labels(self, optimize: Any, labelled: Path) -> None:
+        said = optimize("--eval-data", labelled).err
+        assert "accuracy" in said
+        assert "points" in said
+        assert "unknown" not in said
+        assert "random inputs" not in said
+
+    def test_the_score_of_a_function(self, optimize: Any, tmp_path: Path) -> None:
+        script = tmp_path / "score.py"
+        script.write_text("def evaluate(session):\n    return len(session.get_outputs()) * 21.5\n")
+        said = optimize("--eval-script", f"{script}:evaluate").err
+        assert "score" in said
+        assert "21.5" in said
+
+    def test_nothing_when_quiet(self, optimize: Any) -> None:
+        done = optimize("-q")
+        assert (done.code, done.out, done.err) == (0, "", "")
+
+    def test_all_when_verbose(self, optimize: Any) -> None:
+        assert "fold-batchnorm" in optimize("-v").err
+
+    def test_lines_of_tables_fit_80_columns_and_hold_no_codes(self, optimize: Any) -> None:
+        said = optimize().err
+        tables = [line for line in said.splitlines() if not line.endswith((".", "onnx"))]
+        assert max(map(len, tables)) <= 80
+        assert "\x1b" not in said
+
+    def test_what_a_pipeline_did(self, onnxcp: Run, model: Path) -> None:
+        done = onnxcp("optimize", model, "--passes", 'channel-svd{rank=2,nodes="conv"}')
+        assert done.code == 0
+        assert "conv: channel-svd rank 2, weight error" in done.err
+
+
+class TestJson:
+    def test_tells_all(self, optimize: Any, labelled: Path) -> None:
+        done = optimize("--json", "--eval-data", labelled)
+        record = json.loads(done.out)
+        assert record["schema"] == 1
+        assert record["improved"] is True
+        assert record["latency"]["ratio"] == 2.0
+        assert record["before"]["parameters"] > record["after"]["parameters"]
+        assert record["shapes"] == {"x": [4, 16, 12, 12]}
+        assert set(record["accuracy"]) == {"before", "after"}
+        assert record["outputs"][0]["name"] == "y"
+        (conv, fc) = record["sites"]
+        assert conv["chosen"]["family"] == "tucker2"
+        assert conv["chosen"]["macs"] <= 0.5 * conv["macs"]
+        assert fc["chosen"] is None
+        assert fc["refusals"]
+        assert record["refusals"][0]["reason"] == "depthwise"
+        assert record["settings"]["machine"]["providers"] == ["cpu"]
+        assert record["environment"]["versions"]["onnxcp"]
+
+    def test_is_all_there_is_on_stdout_when_quiet(self, optimize: Any) -> None:
+        done = optimize("--json", "-q")
+        assert json.loads(done.out)["output"].endswith("net.optimized.onnx")
+        assert done.err == ""
+
+    def test_of_a_network_left_alone(self, optimize: Any, timings: Timings) -> None:
+        timings(chains=1.0)
+        record = json.loads(optimize("--json").out)
+        assert record["improved"] is False
+        assert record["latency"] is None
+        assert record["after"] is None
+
+
+class TestExternalInput:
+    @pytest.fixture
+    def external(self, model: Path) -> Path:
+        path = model.with_name("big.onnx")
+        save(load(model), path, external=True)
+        return path
+
+    def test_stays_external(self, onnxcp: Run, external: Path) -> None:
+        assert onnxcp("optimize", external, *QUICK).code == 0
+        assert load(external.with_name("big.optimized.onnx")).external
+
+    def test_its_weights_are_not_overwritten(self, onnxcp: Run, external: Path) -> None:
+        moved = external.with_name("moved.onnx")
+        external.rename(moved)  # It still names big.onnx.data.
+        before = snapshot(moved.parent)
+        done = onnxcp("optimize", moved, external, "--force", *QUICK)
+        assert done.code == 2
+        assert "external data" in done.err
+        assert snapshot(moved.parent) == before
+
+
+def test_the_command_is_recorded_as_it_was_typed(optimize: Any, tmp_path: Path) -> None:
+    output = tmp_path / "with space.onnx"
+    command = json.loads(optimize(output, "--json", "-q").out)["command"]
+    assert command.startswith("onnxcp optimize ")
+    assert f"'{output}'" in command

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.profiling.compare import OutputDifference
+from onnxcp.reporting import facts
+from tests.reporting.conftest import LABELLED, Make
+
+
+def test_sizes_shrink(make: Make) -> None:
+    rows = {row.label: row for row in facts.sizes(make())}
+    assert list(rows) == ["nodes", "parameters", "MACs per sample", "file size"]
+    assert rows["nodes"].before == "6"
+    assert int(rows["nodes"].after) > 6
+    assert rows["parameters"].change.startswith("−")
+
+
+def test_measures_with_labels(make: Make) -> None:
+    rows = {row.label: row for row in facts.measures(make(labelled=LABELLED))}
+    assert list(rows) == [
+        "latency, batch 4",
+        "90th percentile",
+        "relative output error",
+        "same top class",
+        "accuracy",
+    ]
+    assert rows["latency, batch 4"].before == "2.00 ms"
+    assert rows["latency, batch 4"].after == "1.00 ms"
+    assert rows["latency, batch 4"].change == "2.00× (1.90 to 2.10)"
+    assert rows["accuracy"].change.endswith("points")
+    assert [label for label, row in rows.items() if row.strong] == ["latency, batch 4", "accuracy"]
+
+
+def test_a_score_keeps_its_own_unit(make: Make) -> None:
+    result = make(evaluate=lambda _: 21.5)
+    row = facts.measures(result, custom_score=True)[-1]
+    assert (row.label, row.before, row.after, row.change) == ("score", "21.5", "21.5", "+0")
+
+
+def test_nothing_is_measured_where_nothing_was_rewritten(make: Make) -> None:
+    result = make(chain_ratio=1.0)
+    assert facts.measures(result) == []
+    assert facts.notes(result) == []
+    assert {row.after for row in facts.sizes(result)} == {"–"}
+
+
+def test_sites(make: Make) -> None:
+    conv, fc = facts.site_lines(make().decisions)
+    assert conv.kernel == "Conv 24×16×3×3"
+    assert conv.decision.split(", rank ")[0] in ("tucker2", "channel-svd")
+    assert conv.macs_kept is not None
+    assert conv.macs_kept <= 0.5
+    assert conv.alone is not None
+    assert conv.alone.ratio == 3.0
+    assert fc.decision.startswith("left alone: ")
+    assert (fc.macs_kept, fc.weight_error, fc.alone) == (None, None, None)
+
+
+def test_the_refusal_that_came_furthest_is_the_main_one() -> None:
+    early = Refusal("a", Reason.INEXPRESSIBLE, "first")
+    late = Refusal("a", Reason.NOT_FASTER, "second")
+    assert facts.main_refusal([early, late]) is late
+    assert facts.main_refusal([late, early]) is late
+    assert facts.main_refusal([]) is None
+
+
+def test_refusals_of_one_reason_come_together() -> None:
+    many = [Refusal(name, Reason.DEPTHWISE, "thin") for name in "abcde"]
+    other = Refusal("q", Reason.QUANTIZED, "coarse")
+    assert facts.grouped([*many, other]) == [("a, b, c and 2 more", "thin"), ("q", "coarse")]
+
+
+class TestNotes:
+    def test_random_inputs_and_unknown_accuracy(self, make: Make) -> None:
+        said = " ".join(facts.notes(make()))
+        assert "random inputs" in said
+        assert "Accuracy unknown" in said
+
+    def test_nothing_to_say(self, make: Make) -> None:
+        assert facts.notes(make(labelled=LABELLED)) == []
+
+    def test_outputs_that_went_wrong(self, make: Make) -> None:
+        result = make(labelled=LABELLED)
+        assert result.verification is not None
+        wrong = (
+            OutputDifference("y", problem="Output 'y' is no tensor."),
+            OutputDifference("z", max_abs=1.0, finite_b=False),
+        )
+        seen = replace(result.verification, differences=wrong)
+        said = facts.notes(replace(result, verification=seen))
+        assert said == [
+            "Output 'y' is no tensor.",
+            "Output 'z' holds infinite values or NaN where the original's does not.",
+        ]
+
+    def test_interrupted_timings(self, make: Make) -> None:
+        result = make(labelled=LABELLED)
+        assert result.verification is not None
+        trial = replace(result.verification.trial, clean=False)
+        seen = replace(result.verification, trial=trial)
+        (said,) = facts.notes(replace(result, verification=seen))
+        assert "too busy" in said
+
+
+def test_outputs_that_are_no_floats(make: Make) -> None:
+    result = make(labelled=LABELLED)
+    assert result.verification is not None
+    seen = replace(result.verification, differences=(OutputDifference("y", equal=0.75),))
+    rows = {row.label: row.after for row in facts.measures(replace(result, verification=seen))}
+    assert rows["equal outputs"] == "75.00 %"

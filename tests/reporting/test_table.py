@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+
+from onnxcp.profiling.compare import OutputDifference
+from onnxcp.profiling.timing import Latency
+from onnxcp.reporting import table
+from tests.reporting.conftest import LABELLED, Make
+
+
+def printed(item: RenderableType, *, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, markup=False, force_terminal=terminal)
+    console.print(item)
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines()), default=0) <= 80 or terminal
+    return text
+
+
+def test_before_and_after(make: Make) -> None:
+    text = printed(table.before_after(make(labelled=LABELLED)))
+    for words in ("before", "after", "parameters", "2.00× (1.90 to 2.10)", "accuracy"):
+        assert words in text
+    assert "\x1b" not in text
+
+
+def test_sites_and_nodes_left_alone(make: Make) -> None:
+    result = make()
+    assert "conv" in printed(table.sites(result))
+    assert "it is depthwise" in printed(table.left_alone(result))
+
+
+def test_passes_with_what_they_noted(make: Make) -> None:
+    result = make()
+    assert "fold-batchnorm" in printed(table.passes(result, notes=True))
+
+
+def test_the_verdict_is_one_sentence(make: Make) -> None:
+    for result in (make(), make(network_ratio=1.0), make(chain_ratio=1.0)):
+        text = table.verdict(result).plain
+        assert text.endswith(".")
+        assert not text.endswith("..")
+
+
+def test_colour_gives_way_to_no_color(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    verdict = table.verdict(make())
+    assert "\x1b[1;32m" in printed(verdict, terminal=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "32m" not in printed(verdict, terminal=True)
+
+
+def test_brackets_in_names_are_kept() -> None:
+    assert "[bold]conv[/bold]" in printed(table.plain(["name"], [["[bold]conv[/bold]"]]))
+
+
+def test_long_names_are_folded_and_never_cut() -> None:
+    name = "/encoder/layer.11/attention/output/dense/MatMul_with_a_very_long_name"
+    text = printed(table.plain(("name", "kernel=", "n>"), [[name, "512×512×3×3", "1.85 G"]]))
+    assert "512×512×3×3" in text
+    assert "…" not in text
+
+
+def test_latencies_side_by_side() -> None:
+    columns = [("a", Latency((1e-3, 3e-3))), ("b", Latency((1e-3,), discarded=2))]
+    text = printed(table.latencies(columns, 4))
+    assert "2.00 ms" in text
+    assert "samples per second" in text
+    assert "1 (2 interrupted)" in text
+    assert "runs per second" in printed(table.latencies(columns, None))
+
+
+def test_differences() -> None:
+    outputs = [
+        (OutputDifference("y", "", 0.1, 0.01, 0.02, 0.9999, None, 0.5), False),
+        (OutputDifference("k", equal=0.75), False),
+        (OutputDifference("s", problem="It is no tensor."), False),
+        (OutputDifference("z", "", 0.0, 0.0, 0.0, 1.0), True),
+    ]
+    text = printed(table.differences(outputs))
+    for words in ("0.02", "0.999900", "50.00 %", "75.00 % equal", "no tensor", "yes"):
+        assert words in text
