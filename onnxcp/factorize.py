@@ -92,7 +92,7 @@ class FactorizePass(Pass):
             if value is not None and not 0 < value <= 1:
                 raise PassError(f"Option '{key}' of pass '{self.name}' is {value}, not in (0, 1].")
         ranks = self.rank if isinstance(self.rank, tuple) else (self.rank,)
-        if any(rank is not None and rank < 1 for rank in ranks):
+        if not ranks or any(rank is not None and rank < 1 for rank in ranks):
             raise PassError(f"Option 'rank' of pass '{self.name}' is {self.rank}, not 1 or more.")
         if self.round_to < 1:
             raise PassError(
@@ -174,7 +174,9 @@ class FactorizePass(Pass):
 
         best = rounded(0.0)
         if not fits(best):
-            detail = f"even the smallest {self.name} chain keeps more than {share:.0%} of its MACs"
+            rank = "x".join(map(str, best))
+            limit = f"{100 * share:.3g}%"
+            detail = f"{self.name} keeps more than {limit} of its MACs even at rank {rank}"
             return Refusal(site.name, Reason.NO_REDUCTION, detail)
         low, high = 0.0, 1.0
         for _ in range(20):  # 2^-20: finer than the largest rank

@@ -8,6 +8,7 @@ passes do.
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from abc import ABC, abstractmethod
@@ -148,8 +149,7 @@ class PassManager:
             except MemoryError:
                 raise
             except Exception as error:
-                detail = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise PassError(f"Pass {each} failed: {detail}") from error
+                raise PassError(f"Pass {each} failed: {_brief(error)}.") from error
             model = result.model
             elapsed = time.perf_counter() - begin
             records.append(PassRecord(str(each), elapsed, result.changed, result.notes))
@@ -162,10 +162,11 @@ def registered_passes() -> dict[str, type[Pass]]:
     Raises
     ------
     PassError
-        If an installed pass cannot be imported; the message names the package that brought it.
+        If an installed pass cannot be imported, or two packages bring passes of one name; the
+        message names the packages.
     """
-    points = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
-    return {point.name: _load(point) for point in points}
+    points = _points()
+    return {name: _load(name, points[name]) for name in sorted(points)}
 
 
 def find_pass(name: str) -> type[Pass]:
@@ -174,22 +175,45 @@ def find_pass(name: str) -> type[Pass]:
     Raises
     ------
     PassError
-        If there is none; the message lists those that there are.
+        If there is none, the message lists those that there are; or as `registered_passes`.
     """
-    points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    points = _points()
     if name not in points:
         raise PassError(f"There is no pass '{name}'; there are: {', '.join(sorted(points))}.")
-    return _load(points[name])
+    return _load(name, points[name])
 
 
-def _load(point: EntryPoint) -> type[Pass]:
-    origin = point.dist.name if point.dist is not None else point.value
+def _points() -> dict[str, list[EntryPoint]]:
+    """Return what installed packages say of their passes, by name; several of one name clash."""
+    points: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        known = points.setdefault(point.name, [])
+        if point.value not in (other.value for other in known):
+            known.append(point)
+    return points
+
+
+def _load(name: str, points: Sequence[EntryPoint]) -> type[Pass]:
+    if len(points) > 1:
+        origins = " and ".join(f"'{_origin(point)}'" for point in points)
+        raise PassError(f"Pass '{name}' comes from {origins}; uninstall all but one of them.")
+    (point,) = points
+    whose = f"of package '{_origin(point)}'"
     try:
         loaded = point.load()
     except Exception as error:
-        raise PassError(
-            f"Pass '{point.name}' of package '{origin}' cannot be imported: {error}."
-        ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Pass)):
-        raise PassError(f"'{point.value}' of package '{origin}' is not a subclass of onnxcp.Pass.")
+        raise PassError(f"Pass '{name}' {whose} cannot be imported: {_brief(error)}.") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Pass)) or inspect.isabstract(loaded):
+        raise PassError(f"'{point.value}' {whose} is not a concrete subclass of onnxcp.Pass.")
+    if getattr(loaded, "name", None) != name:
+        raise PassError(f"Pass '{name}' {whose} has another name on its class.")
     return loaded
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _brief(error: Exception) -> str:
+    """Return the kind of an error and the first line of its message, without a full stop."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": .")

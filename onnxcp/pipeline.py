@@ -5,8 +5,9 @@ Grammar::
     pipeline := pass ("," pass)*
     pass     := NAME [ "{" [ option ("," option)* ] "}" ]
     option   := NAME "=" value
-    value    := INT | FLOAT | "true" | "false" | "none" | WORD | STRING | "(" INT ("," INT)* ")"
+    value    := INT | FLOAT | "true" | "false" | "none" | WORD | STRING | "(" [ INT ("," INT)* ] ")"
 
+Where an option is a text, what stands there without quotes is taken to the letter: ``nodes=007``.
 Parsing and formatting are inverse to each other: text made by `format_pipeline` parses to equal
 passes.
 """
@@ -18,7 +19,7 @@ import re
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from onnxcp.errors import PassError
@@ -27,12 +28,14 @@ from onnxcp.passes import Pass, find_pass, format_option
 _TOKEN = re.compile(
     r"""\s*(?:
         (?P<string>"(?:[^"\\]|\\.)*")
-      | (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w*?-]))
-      | (?P<word>[\w*?./\[\]:-]+)
+      | (?P<word>[\w*?./\[\]:+-]+)
       | (?P<mark>[{}(),=])
     )""",
     re.VERBOSE,
 )
+_INT = re.compile(r"[+-]?\d+")
+_FLOAT = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf|nan)")
+_NAMED = {"true": True, "false": False, "none": None}
 
 
 def parse_pipeline(text: str) -> tuple[Pass, ...]:
@@ -50,6 +53,21 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
 def format_pipeline(passes: Sequence[Pass]) -> str:
     """Return the text that `parse_pipeline` makes `passes` of."""
     return ",".join(str(each) for each in passes)
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A value without quotes: a number or a name for one, or a text."""
+
+    text: str
+
+    @property
+    def value(self) -> object:
+        if _INT.fullmatch(self.text):
+            return int(self.text)
+        if _FLOAT.fullmatch(self.text):
+            return float(self.text)
+        return _NAMED.get(self.text, self.text)
 
 
 class _Parser:
@@ -81,6 +99,8 @@ class _Parser:
                 if given:
                     self._expect(",")
                 key = self._word("the name of an option").replace("-", "_")
+                if key in given:
+                    raise self._error(f"option '{key}' is given twice")
                 self._expect("=")
                 given[key] = _convert(kind, key, self._value())
             self._expect("}")
@@ -88,19 +108,21 @@ class _Parser:
 
     def _value(self) -> object:
         kind, token = self._take("a value")
-        match kind:
-            case "string":
+        if kind == "word":
+            return _Word(token)
+        if kind == "string":
+            try:
                 return json.loads(token)
-            case "number":
-                return int(token) if re.fullmatch(r"[+-]?\d+", token) else float(token)
-            case "word":
-                return {"true": True, "false": False, "none": None}.get(token, token)
+            except ValueError:
+                raise self._error(f"{token} is not a text as JSON writes it") from None
         if token != "(":
             raise self._error(f"a value was expected, not '{token}'")
-        items = [self._value()]
+        items: list[object] = []
         while not self._next_is(")"):
-            self._expect(",")
-            items.append(self._value())
+            if items:
+                self._expect(",")
+            item = self._value()
+            items.append(item.value if isinstance(item, _Word) else item)
         self._expect(")")
         return tuple(items)
 
@@ -134,16 +156,18 @@ def _convert(kind: type[Pass], key: str, value: object) -> object:
         known = ", ".join(f.name for f in fields(kind)) or "none"
         raise PassError(f"Pass '{kind.name}' has no option '{key}'; its options are: {known}.")
     hint = hints[key]
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if any(_fits(value, each) for each in allowed):
-        return value
-    if float in allowed and _fits(value, int):
-        return float(typing.cast(int, value))
-    if str in allowed:
-        return str(value)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    allowed = typing.get_args(hint) if is_union else (hint,)
+    meant = value.value if isinstance(value, _Word) else value
+    if any(_fits(meant, each) for each in allowed):
+        return meant
+    if float in allowed and _fits(meant, int):
+        return float(typing.cast(int, meant))
+    if str in allowed and isinstance(value, _Word):
+        return value.text
     names = " or ".join(_type_name(each) for each in allowed)
     raise PassError(
-        f"Option '{key}' of pass '{kind.name}' takes {names}, not {format_option(value)}."
+        f"Option '{key}' of pass '{kind.name}' takes {names}, not {format_option(meant)}."
     )
 
 

@@ -59,6 +59,27 @@ def edit(model: Model, change: Callable[[gs.Graph], None]) -> Model:
         return model.with_proto(_merge(model.proto, before, graph))
 
 
+def remove_dead_producers(graph: gs.Graph, tensor: gs.Tensor) -> None:
+    """Remove the nodes that made a weight (Constant, Cast, ...) if nothing reads them any more.
+
+    Parameters
+    ----------
+    graph
+        The graph being edited.
+    tensor
+        What an edit has stopped reading.
+    """
+    if tensor.outputs or any(tensor is output for output in graph.outputs):
+        return
+    for producer in list(tensor.inputs):
+        sources = list(producer.inputs)
+        producer.inputs.clear()
+        producer.outputs.clear()
+        graph.nodes.remove(producer)
+        for source in sources:
+            remove_dead_producers(graph, source)
+
+
 def _merge(proto: onnx.ModelProto, before: Snapshot, graph: gs.Graph) -> onnx.ModelProto:
     """Lay the edited nodes and tensors over a copy of the original message."""
     result = onnx.ModelProto()
@@ -72,10 +93,12 @@ def _merge(proto: onnx.ModelProto, before: Snapshot, graph: gs.Graph) -> onnx.Mo
     )
 
     _merge_nodes(result.graph, before, graph)
+    result.graph.output.extend(_merged(proto.graph.output, before.outputs, graph.outputs))
     read = names_read(result.graph)
     _merge_initializers(result.graph, proto.graph, before, graph, read)
     dropped = {t.name for t in proto.graph.initializer} - {t.name for t in result.graph.initializer}
-    _merge_interface(result.graph, proto.graph, before, graph, dropped)
+    inputs = _merged(proto.graph.input, before.inputs, graph.inputs)
+    result.graph.input.extend(value for value in inputs if value.name not in dropped)
     if proto.ir_version < _IR_WITH_FREE_INITIALIZERS:
         _declare_initializers(result.graph)
 
@@ -103,31 +126,28 @@ def _merge_nodes(result: onnx.GraphProto, before: Snapshot, graph: gs.Graph) -> 
         message = before.message(node)
         if message is not None and before.untouched(node):
             result.node.append(message)
-            continue
-        exported = OnnxExporter.export_node(node)
-        if message is not None:
-            exported = _laid_over(message, exported, before.untouched_attributes(node))
-        result.node.append(exported)
+        elif message is not None:
+            result.node.append(_laid_over(message, node, before.untouched_attributes(node)))
+        else:
+            result.node.append(OnnxExporter.export_node(node))
 
 
-def _laid_over(
-    original: onnx.NodeProto, exported: onnx.NodeProto, untouched: set[str]
-) -> onnx.NodeProto:
-    """Give an edited node back what the edit left alone or graphsurgeon does not know about."""
+def _laid_over(original: onnx.NodeProto, node: gs.Node, untouched: set[str]) -> onnx.NodeProto:
+    """Return the message of an edited node, with all that the edit left alone as it was."""
     result = onnx.NodeProto()
     _copy_all_but(original, result, {"input", "output", "attribute"})
-    result.input.extend(exported.input)
-    result.output.extend(exported.output)
-    for field in ("op_type", "name", "domain"):
-        if getattr(result, field) != getattr(exported, field):
-            setattr(result, field, getattr(exported, field))
-    made = {attribute.name: attribute for attribute in exported.attribute}
+    result.input.extend(tensor.name for tensor in node.inputs)
+    result.output.extend(tensor.name for tensor in node.outputs)
+    for field, value in {"op_type": node.op, "name": node.name, "domain": node.domain}.items():
+        if getattr(result, field) != (value or ""):
+            setattr(result, field, value or "")
+    changed = {key: value for key, value in node.attrs.items() if key not in untouched}
+    made = {attribute.name: attribute for attribute in OnnxExporter.export_attributes(changed)}
     for attribute in original.attribute:
-        new = made.pop(attribute.name, None)
         if attribute.name in untouched:
             result.attribute.append(attribute)
-        elif new is not None:
-            result.attribute.append(new)
+        elif attribute.name in made:
+            result.attribute.append(made.pop(attribute.name))
     result.attribute.extend(made.values())
     return result
 
@@ -185,27 +205,15 @@ def _is_unchanged(constant: gs.Constant, before: Snapshot, original: onnx.Tensor
     )
 
 
-def _merge_interface(
-    result: onnx.GraphProto,
-    original: onnx.GraphProto,
-    before: Snapshot,
-    graph: gs.Graph,
-    dropped: set[str],
-) -> None:
-    """Keep inputs and outputs that stayed, drop those that went, add those that came."""
-
-    def merge(
-        originals: Sequence[onnx.ValueInfoProto], was: list[str], tensors: Sequence[gs.Tensor]
-    ) -> Iterator[onnx.ValueInfoProto]:
-        names = [tensor.name for tensor in tensors]
-        gone = (set(was) - set(names)) | dropped
-        yield from (value for value in originals if value.name not in gone)
-        for tensor in tensors:
-            if tensor.name not in was:
-                yield OnnxExporter.export_value_info_proto(tensor, do_type_check=True)
-
-    result.input.extend(merge(original.input, before.inputs, graph.inputs))
-    result.output.extend(merge(original.output, before.outputs, graph.outputs))
+def _merged(
+    originals: Sequence[onnx.ValueInfoProto], was: list[str], tensors: Sequence[gs.Tensor]
+) -> Iterator[onnx.ValueInfoProto]:
+    """Yield the inputs or outputs that stayed, as they were, and then those that came."""
+    gone = set(was) - {tensor.name for tensor in tensors}
+    yield from (value for value in originals if value.name not in gone)
+    for tensor in tensors:
+        if tensor.name not in was:
+            yield OnnxExporter.export_value_info_proto(tensor, do_type_check=True)
 
 
 def _declare_initializers(graph: onnx.GraphProto) -> None:

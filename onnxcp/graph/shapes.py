@@ -47,11 +47,11 @@ def _set_input_shapes(
 ) -> None:
     if not shapes:
         return
-    inputs = {value.name: value for value in bare.graph.input}
+    weights = {tensor.name for tensor in model.proto.graph.initializer}
+    inputs = {value.name: value for value in bare.graph.input if value.name not in weights}
     for name, shape in shapes.items():
         if name not in inputs:
-            wanted = ", ".join(value.name for value in model.proto.graph.input)
-            raise DataError(f"{model.name} has no input '{name}'; it has: {wanted}.")
+            raise DataError(f"{model.name} has no input '{name}'; it has: {', '.join(inputs)}.")
         dims = inputs[name].type.tensor_type.shape.dim
         if inputs[name].type.tensor_type.HasField("shape") and len(dims) != len(shape):
             raise DataError(f"Input '{name}' has {len(dims)} dimensions, not {len(shape)}.")

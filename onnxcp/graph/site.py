@@ -45,7 +45,8 @@ class Site:
     Attributes
     ----------
     name
-        The node's name; where it has none, or shares it, the name of its output tensor.
+        The node's name; where it has none, or another node or its output is called so too, the
+        name of its own output. No two sites of a model have one name.
     op
         ``"Conv"``, ``"ConvTranspose"``, ``"Gemm"`` or ``"MatMul"``.
     index
@@ -158,6 +159,7 @@ def find_sites(model: Model) -> tuple[list[Site], list[Refusal]]:
     graph = model.proto.graph
     view = GraphView(graph)
     names = Counter(node.name for node in graph.node)
+    names.update(n.output[0] for n in graph.node if n.output and n.output[0] != n.name)
     sites: list[Site] = []
     refusals: list[Refusal] = []
     for index, node in enumerate(graph.node):
@@ -188,7 +190,8 @@ def _nested_refusals(node: onnx.NodeProto) -> Iterator[Refusal]:
         for inner in all_nodes(graph.node):
             if _is_candidate(inner):
                 name = inner.name or inner.output[0]
-                detail = f"it is in a subgraph of {node.op_type} node '{node.name}'"
+                owner = node.name or node.output[0]
+                detail = f"it is in a subgraph of {node.op_type} node '{owner}'"
                 yield Refusal(name, Reason.IN_SUBGRAPH, detail)
 
 
@@ -224,7 +227,7 @@ def _examine(name: str, index: int, node: onnx.NodeProto, view: GraphView) -> Si
         return refuse(Reason.UNSUPPORTED, f"its weight is of type {value.dtype.name}, not float")
     if value.size == 0:
         return refuse(Reason.UNSUPPORTED, "its weight is empty")
-    if not np.isfinite(value.astype(np.float32)).all():
+    if not np.isfinite(value).all():
         return refuse(Reason.NOT_FINITE, "its weight holds NaN or infinity")
 
     group, geometry = 1, None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from onnxcp.graph.chain import Chain, ConvStep, Step, step_weight
-from onnxcp.graph.edit import edit
+from onnxcp.graph.edit import edit, remove_dead_producers
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site, native, swap_channels
 from onnxcp.graph.walk import Namer
@@ -58,7 +58,7 @@ def replace_kernels(model: Model, kernels: Mapping[Site, npt.NDArray[Any]]) -> M
             position = 0 if site.weight_on_left else 1
             old = node.inputs[position]
             node.inputs[position] = gs.Constant(namer(f"{site.weight}/replaced"), values)
-            _remove_dead_producers(graph, old)
+            remove_dead_producers(graph, old)
 
     return edit(model, change)
 
@@ -138,17 +138,4 @@ def _replace(graph: gs.Graph, node: gs.Node, site: Site, chain: list[gs.Node]) -
     chain[-1].outputs.extend(outputs)
     at = graph.nodes.index(node)
     graph.nodes[at : at + 1] = chain
-    _remove_dead_producers(graph, weight)
-
-
-def _remove_dead_producers(graph: gs.Graph, tensor: gs.Tensor) -> None:
-    """Remove the nodes that made a weight (Constant, Cast, ...) if nothing reads them any more."""
-    if tensor.outputs or any(tensor is output for output in graph.outputs):
-        return
-    for producer in list(tensor.inputs):
-        sources = list(producer.inputs)
-        producer.inputs.clear()
-        producer.outputs.clear()
-        graph.nodes.remove(producer)
-        for source in sources:
-            _remove_dead_producers(graph, source)
+    remove_dead_producers(graph, weight)

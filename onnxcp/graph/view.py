@@ -70,7 +70,8 @@ class GraphView:
             case "Cast":
                 return self.is_constant(node.input[0]) and attributes(node).get("to") in _CASTS
             case "Reshape":
-                return all(self.is_constant(name) for name in node.input)
+                # Before opset 5 the shape was an attribute.
+                return len(node.input) == 2 and all(map(self.is_constant, node.input))
             case _:
                 return False
 
@@ -140,11 +141,10 @@ _CASTS = {
 
 
 def _constant_value(node: onnx.NodeProto) -> Array:
-    attribute = next(a for a in node.attribute if a.name in _CONSTANT_FORMS)
-    value = onnx.helper.get_attribute_value(attribute)
-    if attribute.name == "value":
+    name, value = next(item for item in attributes(node).items() if item[0] in _CONSTANT_FORMS)
+    if name == "value":
         return _to_array(value)
-    return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
+    return np.asarray(value, np.float32 if "float" in name else np.int64)
 
 
 def _to_array(tensor: onnx.TensorProto) -> Array:

@@ -32,7 +32,7 @@ from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
-from onnxcp.linalg.cp import cp, cp_kernel, full_rank
+from onnxcp.linalg.cp import CPResult, cp, cp_kernel, full_rank
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import singular_values
 from onnxcp_passes.refusals import needs_kernel, needs_splittable_axes
@@ -46,16 +46,25 @@ class _Cp(FactorizePass):
 
     Attributes
     ----------
+    sweeps
+        Of alternating least squares, at most.
     seed
-        Of the random starts.
+        Of the random start.
     """
 
+    searches_ranks = True
+
+    sweeps: int = 40
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seed < 0:
             raise PassError(f"Option 'seed' of pass '{self.name}' is {self.seed}, not 0 or more.")
+        if self.sweeps < 1:
+            raise PassError(
+                f"Option 'sweeps' of pass '{self.name}' is {self.sweeps}, not 1 or more."
+            )
 
     @abstractmethod
     def modes(self, site: Site) -> list[list[int]]:
@@ -80,7 +89,7 @@ class _Cp(FactorizePass):
             for mode in range(t.ndim)
         )
         while rank < limit and self.sketch(site, (rank,)).parameters < site.parameters:
-            errors = [cp(tensor, rank, seed=self.seed).relative_error for tensor in tensors]
+            errors = [self._fit(tensor, rank).relative_error for tensor in tensors]
             if max(errors) ** 2 <= 1 - energy:
                 break
             rank = min(limit, ceil(rank * _GROWTH))
@@ -101,7 +110,7 @@ class _Cp(FactorizePass):
     def factorize(self, site: Site, ranks: Ranks) -> Factors:
         """Decompose every group by alternating least squares."""
         (rank,) = ranks
-        groups = [cp(tensor, rank, seed=self.seed).factors for tensor in self._tensors(site)]
+        groups = [self._fit(tensor, rank).factors for tensor in self._tensors(site)]
         shapes = self.factor_shapes(site, ranks)
         last, *others = zip(*groups, strict=True)
         # Mode factors are (size, R): channels first for a convolution, but for the last one.
@@ -132,6 +141,9 @@ class _Cp(FactorizePass):
             tensor = cp_kernel((last.reshape(len(last), -1), *channels_last))
             groups.append(self._untensor(site, tensor))
         return np.concatenate(groups)
+
+    def _fit(self, tensor: Floats, rank: int) -> CPResult:
+        return cp(tensor, rank, sweeps=self.sweeps, seed=self.seed)
 
     def _tensor_shape(self, site: Site) -> tuple[int, ...]:
         """Return the shape of a group's tensor: output channels, input channels, spatial modes."""

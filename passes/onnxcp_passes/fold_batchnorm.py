@@ -13,6 +13,7 @@ normalisation, and a BatchNormalization behind a chain would only cost time.
    bias or none; its output is read by the BatchNormalization alone.
 2. The normalisation is in inference mode, per channel, with constant scale, bias, mean, variance.
 3. A weight or bias that other nodes share is not changed: this node gets its own.
+4. What comes out is finite in the type of the weight (a float16 has a range to leave).
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
 
-from onnxcp.graph.edit import edit
+from onnxcp.graph.edit import edit, remove_dead_producers
 from onnxcp.graph.model import Model
 from onnxcp.graph.view import Array, GraphView
 from onnxcp.graph.walk import Namer, attributes
 from onnxcp.passes import Context, Pass, PassResult
+
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,10 @@ class _Fold:
 def _try_fold(index: int, node: onnx.NodeProto, view: GraphView) -> _Fold | str:
     """Compute a fold, or say why there is none (the numbers are those of the module's list)."""
     producer = view.producer(node.input[0])
-    if producer is None or producer.op_type not in ("Conv", "ConvTranspose"):
+    if producer is None or not _is_convolution(producer):
         return "its input is not made by a convolution"  # 1
     if view.readers[node.input[0]] > 1:
-        return f"the output of '{producer.name}' has other readers"  # 1
+        return f"the output of '{producer.name or node.input[0]}' has other readers"  # 1
     if not view.is_constant(producer.input[1]) or not all(map(view.is_constant, node.input[1:5])):
         return "its parameters or the convolution's weight are not constant"  # 1, 2
     bias_name = producer.input[2] if len(producer.input) > 2 else ""
@@ -98,34 +102,41 @@ def _try_fold(index: int, node: onnx.NodeProto, view: GraphView) -> _Fold | str:
     parameters = [view.constant(name) for name in node.input[1:5]]
     assert weight is not None
     scale, shift, mean, variance = (np.asarray(p, np.float64) for p in parameters)
-    factor = scale / np.sqrt(variance + options.get("epsilon", 1e-5))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = scale / np.sqrt(variance + options.get("epsilon", 1e-5))
     bias = view.constant(bias_name) if bias_name else None
     folded_bias = factor * ((0.0 if bias is None else bias.astype(np.float64)) - mean) + shift
 
     group = int(attributes(producer).get("group", 1))
     transposed = producer.op_type == "ConvTranspose"
     folded = _scale_outputs(weight.astype(np.float64), factor, group, transposed=transposed)
+    with np.errstate(over="ignore", invalid="ignore"):
+        folded, folded_bias = folded.astype(weight.dtype), folded_bias.astype(weight.dtype)
+    if not (np.isfinite(folded).all() and np.isfinite(folded_bias).all()):
+        return f"the folded parameters would not be finite in {weight.dtype.name}"  # 4
     return _Fold(
         convolution=view.producers[node.input[0]],
         normalization=index,
-        weight=folded.astype(weight.dtype),
-        bias=folded_bias.astype(weight.dtype),
+        weight=folded,
+        bias=folded_bias,
         owns_weight=_owns(view, producer.input[1]),
         owns_bias=_owns(view, bias_name),
     )
 
 
+def _is_convolution(node: onnx.NodeProto) -> bool:
+    return node.op_type in ("Conv", "ConvTranspose") and node.domain in ("", "ai.onnx")
+
+
 def _owns(view: GraphView, name: str) -> bool:
-    return (
-        name in view.initializers and name not in view.input_names and view.readers[name] == 1
-    )
+    return name in view.initializers and name not in view.input_names and view.readers[name] == 1
 
 
 def _extra_outputs(node: onnx.NodeProto) -> bool:
     return any(node.output[1:])
 
 
-def _scale_outputs(weight: Array, factor: Array, group: int, *, transposed: bool) -> Array:
+def _scale_outputs(weight: Doubles, factor: Doubles, group: int, *, transposed: bool) -> Doubles:
     """Scale output channels: axis 0 of (T, S / G, *k), but axis 1, by group, of (S, T / G, *k)."""
     spatial = (1,) * (weight.ndim - 2)
     if not transposed:
@@ -140,6 +151,7 @@ def _rewire(
 ) -> None:
     data, weight, *bias = convolution.inputs
     outputs = list(normalization.outputs[:1])
+    replaced = [weight, *bias, *normalization.inputs[1:]]
     normalization.inputs.clear()
     normalization.outputs.clear()
     graph.nodes.remove(normalization)
@@ -152,3 +164,5 @@ def _rewire(
         gs.Constant(bias_name, fold.bias),
     ]
     convolution.outputs = outputs
+    for tensor in replaced:
+        remove_dead_producers(graph, tensor)

@@ -59,7 +59,7 @@ class SpatialSvd(FactorizePass):
 
     def ranks_for_energy(self, site: Site, energy: float) -> Ranks:
         """Return the least rank that serves every group."""
-        spectra = (spatial_spectrum(kernel, self.split) for kernel in site.group_kernels())
+        spectra = (spatial_spectrum(kernel, split=self.split) for kernel in site.group_kernels())
         return (max(rank_for_energy(spectrum, energy) for spectrum in spectra),)
 
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
@@ -73,7 +73,8 @@ class SpatialSvd(FactorizePass):
 
     def factorize(self, site: Site, ranks: Ranks) -> Factors:
         """Cut every group by its own SVD."""
-        pairs = [spatial_svd(kernel, *ranks, self.split) for kernel in site.group_kernels()]
+        (rank,) = ranks
+        pairs = [spatial_svd(kernel, rank, split=self.split) for kernel in site.group_kernels()]
         shapes = self.factor_shapes(site, ranks)
         first, last = (np.concatenate(side) for side in zip(*pairs, strict=True))
         return first.reshape(shapes[0]), last.reshape(shapes[1])

@@ -78,7 +78,8 @@ class Tucker2(FactorizePass):
 
     def factorize(self, site: Site, ranks: Ranks) -> Factors:
         """Project every group by its own orthogonal iteration."""
-        triples = [tucker2(kernel, ranks) for kernel in site.group_kernels()]
+        inputs, outputs = ranks
+        triples = [tucker2(kernel, (inputs, outputs)) for kernel in site.group_kernels()]
         shapes = self.factor_shapes(site, ranks)
         first = np.concatenate([np.ascontiguousarray(u.T) for u, _, _ in triples])
         core = np.concatenate([core for _, core, _ in triples])

@@ -1,0 +1,268 @@
+"""Which ranks a factorising pass chooses, which sites it rewrites, and what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+from onnxcp_passes.channel_svd import ChannelSvd
+from onnxcp_passes.cp import Cp3, Cp4
+from onnxcp_passes.spatial_svd import SpatialSvd
+from onnxcp_passes.tucker import Tucker2
+
+from onnxcp.errors import PassError
+from onnxcp.factorize import FactorizePass, nominal_input_shape, selected
+from onnxcp.graph.chain import chain_macs, site_macs
+from onnxcp.graph.model import load
+from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.site import Site
+from onnxcp.passes import Context, PassResult, registered_passes
+from tests.networks import conv_model, model_of, noise, only_site, operators
+
+FAMILIES: dict[str, type[FactorizePass]] = {
+    name: kind for name, kind in registered_passes().items() if issubclass(kind, FactorizePass)
+}
+each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+
+INPUT = (1, 16, 20, 20)
+
+
+def site_of(**options: object) -> Site:
+    """Return a 3x3 site of 16 -> 24 channels, whose kernel is far from full rank."""
+    proto = conv_model((3, 3), channels=(16, 24), **options)  # type: ignore[arg-type]
+    group = int(options.get("group", 1))  # type: ignore[call-overload]
+    kernel = np.zeros((24, 16 // group, 3, 3))
+    for rank, size in enumerate([8.0, 4.0, 2.0, 1.0]):
+        parts = [noise(n, seed=10 * rank + n) for n in kernel.shape]
+        kernel += size * np.einsum(
+            "t,s,i,j->tsij", *(part / np.linalg.norm(part) for part in parts)
+        )
+    proto.graph.initializer[0].raw_data = kernel.astype(np.float32).tobytes()
+    return only_site(proto)
+
+
+def three_convs() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], name="stem"),
+        helper.make_node("Conv", ["a", "w1"], ["b"], name="block/conv1"),
+        helper.make_node("Conv", ["b", "w2"], ["y"], name="block/conv2"),
+    ]
+    weights = {f"w{n}": noise(8, 8, *k, seed=n) for n, k in enumerate([(3, 3), (3, 3), (1, 1)])}
+    return model_of(nodes, inputs={"x": (1, 8, 12, 12)}, weights=weights)
+
+
+def run_pass(
+    each: FactorizePass, proto: onnx.ModelProto, context: Context | None = None
+) -> PassResult:
+    return each.run(load(proto), context or Context())
+
+
+class TestRanks:
+    @each_family
+    def test_as_given_but_no_more_than_full(self, family: type[FactorizePass]) -> None:
+        site = site_of()
+        full = family().full_ranks(site)
+        assert family(rank=2).choose_ranks(site) == (2,) * len(full)
+        assert family(rank=10**6).choose_ranks(site) == full
+        assert family(rank=(3,) * len(full)).choose_ranks(site) == (3,) * len(full)
+
+    def test_one_for_each_that_the_family_has(self) -> None:
+        site = site_of()
+        assert Tucker2(rank=(5, 7)).choose_ranks(site) == (5, 7)
+        for each, sentence in [
+            (Tucker2(rank=(1, 2, 3)), "Option 'rank' of pass 'tucker2' takes 2 ranks, not 3."),
+            (Cp3(rank=(1, 2)), "Option 'rank' of pass 'cp3' takes 1 ranks, not 2."),
+        ]:
+            with pytest.raises(PassError) as caught:
+                each.choose_ranks(site)
+            assert str(caught.value) == sentence
+
+    @pytest.mark.parametrize("options", [{}, {"rank": 1, "energy": 0.5}, {"energy": 1, "macs": 1}])
+    def test_need_one_way_to_be_chosen(self, options: dict[str, Any]) -> None:
+        sentence = "Pass 'cp3' needs exactly one of rank=, energy= and macs=."
+        with pytest.raises(PassError) as caught:
+            run_pass(Cp3(**options), conv_model())
+        assert str(caught.value) == sentence
+
+    @pytest.mark.parametrize("family", [ChannelSvd, SpatialSvd, Tucker2, Cp3, Cp4])
+    @pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
+    @pytest.mark.parametrize("group", [1, 2])
+    def test_keep_the_energy_asked_for(
+        self, family: type[FactorizePass], energy: float, group: int
+    ) -> None:
+        site = site_of(group=group)
+        ranks = family(energy=energy).choose_ranks(site)
+        assert not isinstance(ranks, Refusal)
+        assert family().apply(site, ranks).error ** 2 <= (1 - energy) * (1 + 1e-6)
+
+    @pytest.mark.parametrize("family", [ChannelSvd, SpatialSvd])
+    def test_and_no_more_than_that(self, family: type[FactorizePass]) -> None:
+        """Where the best approximation is known, one rank less keeps less."""
+        site = site_of()
+        (rank,) = family().ranks_for_energy(site, 0.9)
+        assert rank > 1
+        assert family().apply(site, (rank - 1,)).error ** 2 > 0.1
+
+    def test_for_an_energy_are_rounded_up(self) -> None:
+        site = site_of()
+        assert ChannelSvd(energy=0.99).choose_ranks(site) == (3,)
+        assert ChannelSvd(energy=0.99, round_to=2).choose_ranks(site) == (4,)
+        assert ChannelSvd(energy=0.99, round_to=8).choose_ranks(site) == (8,)
+        assert ChannelSvd(energy=0.99, round_to=100).choose_ranks(site) == (24,), "full will do"
+
+    @each_family
+    @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+    @pytest.mark.parametrize("round_to", [1, 4])
+    def test_for_multiply_adds_are_the_largest_that_fit(
+        self, family: type[FactorizePass], share: float, round_to: int
+    ) -> None:
+        site, each = site_of(strides=(2, 2), pads=(1, 1, 1, 1)), family()
+        budget = share * site_macs(site, INPUT)
+        ranks = each.ranks_for_macs(site, share, round_to, INPUT)
+        full = each.full_ranks(site)
+        if isinstance(ranks, Refusal):
+            assert ranks.reason == Reason.NO_REDUCTION
+            least = tuple(min(round_to, limit) for limit in full)
+            assert chain_macs(site, each.sketch(site, least), INPUT) > budget
+            return
+        assert chain_macs(site, each.sketch(site, ranks), INPUT) <= budget
+        assert all(r % round_to == 0 or r == limit for r, limit in zip(ranks, full, strict=True))
+        if len(ranks) == 1 and ranks != full:
+            more = tuple(min(r + round_to, limit) for r, limit in zip(ranks, full, strict=True))
+            assert chain_macs(site, each.sketch(site, more), INPUT) > budget
+
+    def test_for_multiply_adds_that_no_chain_keeps_to_are_refused(self) -> None:
+        site = site_of()
+        refusal = Cp3(macs=0.001).choose_ranks(site, INPUT)
+        detail = "cp3 keeps more than 0.1% of its MACs even at rank 1"
+        assert refusal == Refusal("conv", Reason.NO_REDUCTION, detail)
+
+    def test_count_on_the_grid_where_that_is_known(self) -> None:
+        """On a small input a padded convolution has fewer outputs for its inputs."""
+        site = site_of(strides=(2, 2), pads=(1, 1, 1, 1))
+        unknown, small = (
+            Cp3(macs=0.5).choose_ranks(site, shape) for shape in (None, (1, 16, 3, 3))
+        )
+        assert small != unknown
+
+    @each_family
+    @pytest.mark.parametrize("group", [1, 2])
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(shares=st.lists(st.floats(0, 1), min_size=2, max_size=2))
+    def test_on_the_path_grow_from_one_to_full(
+        self, family: type[FactorizePass], group: int, shares: list[float]
+    ) -> None:
+        site, each = site_of(group=group), family()
+        low, high = (each.ranks_on_path(site, share) for share in sorted(shares))
+        assert all(1 <= a <= b for a, b in zip(low, high, strict=True))
+        full = each.full_ranks(site)
+        assert all(b <= limit for b, limit in zip(high, full, strict=True))
+        assert each.ranks_on_path(site, 0.0) == (1,) * len(full)
+        assert each.ranks_on_path(site, 1.0) == full
+
+
+class TestNominalInput:
+    def test_has_an_output_of_usual_size(self) -> None:
+        for options in (
+            {"strides": (2, 3)},
+            {"dilations": (3, 1)},
+            {"op": "ConvTranspose", "strides": (2, 2)},
+        ):
+            site = only_site(conv_model((3, 5), **options))
+            assert site.geometry is not None
+            shape = nominal_input_shape(site)
+            assert shape[:2] == (1, 4)
+            size = site.geometry.output_size(shape[2:])
+            assert all(32 <= axis <= 80 for axis in size)
+
+    def test_of_a_matrix_is_a_vector(self) -> None:
+        node = helper.make_node("MatMul", ["x", "w"], ["y"])
+        site = only_site(model_of([node], inputs={"x": (1, 8)}, weights={"w": noise(8, 6)}))
+        assert nominal_input_shape(site) == (1, 8)
+
+
+class TestSelection:
+    @pytest.mark.parametrize(
+        ("nodes", "exclude", "rewritten"),
+        [
+            ("*", "", ["stem", "block/conv1", "block/conv2"]),
+            ("stem", "", ["stem"]),
+            ("block/*", "", ["block/conv1", "block/conv2"]),
+            ("*", "*conv?", ["stem"]),
+            ("*conv[12]", "*2", ["block/conv1"]),
+            ("stem block/conv2", "", ["stem", "block/conv2"]),
+            ("*", "stem block/conv2", ["block/conv1"]),
+            ("Stem", "", []),
+            ("", "", []),
+        ],
+    )
+    def test_is_by_patterns_of_names(self, nodes: str, exclude: str, rewritten: list[str]) -> None:
+        result = run_pass(ChannelSvd(rank=2, nodes=nodes, exclude=exclude), three_convs())
+        expected = []
+        for node in three_convs().graph.node:
+            chain = [f"{node.name}/channel-svd/0", f"{node.name}/channel-svd/1"]
+            expected += chain if node.name in rewritten else [node.name]
+        assert [node.name for node in result.model.proto.graph.node] == expected
+        assert result.changed == bool(rewritten)
+        assert len(result.notes) == len(rewritten)
+
+    def test_needs_a_match_and_no_exclusion(self) -> None:
+        assert selected("a", "a b")
+        assert not selected("c", "a b")
+        assert not selected("a", "*", "a")
+        assert selected("A", "*", "a"), "names differ by case"
+
+
+class TestRun:
+    def test_says_what_became_of_every_site(self) -> None:
+        result = run_pass(Cp4(rank=3), three_convs())
+        assert [note.split(",")[0] for note in result.notes] == [
+            "stem: cp4 rank 3",
+            "block/conv1: cp4 rank 3",
+            "block/conv2: cp4 on a 1x1 kernel is a channel-svd with a step too many",
+        ]
+        assert all("weight error 0." in note for note in result.notes[:2])
+        assert operators(result.model.proto) == ["Conv"] * 9
+
+    def test_leaves_a_site_alone_that_would_only_grow(self) -> None:
+        result = run_pass(ChannelSvd(energy=1), three_convs())
+        assert not result.changed
+        assert result.notes[0] == (
+            "stem: a channel-svd chain of the rank asked for has no fewer weights"
+        )
+
+    def test_but_not_if_the_rank_was_given(self) -> None:
+        assert run_pass(ChannelSvd(rank=8), three_convs()).changed
+
+    def test_gives_back_the_model_where_nothing_changed(self) -> None:
+        model = load(three_convs())
+        result = ChannelSvd(rank=1, nodes="none").run(model, Context())
+        assert result == PassResult(model, changed=False)
+
+    def test_reports_progress_site_by_site(self) -> None:
+        heard: list[str] = []
+        run_pass(ChannelSvd(rank=1, exclude="stem"), three_convs(), Context(progress=heard.append))
+        assert heard == ["channel-svd: block/conv1", "channel-svd: block/conv2"]
+
+    def test_uses_the_shapes_that_are_known(self) -> None:
+        proto = conv_model((3, 3), channels=(16, 24), strides=(2, 2), pads=(1, 1, 1, 1))
+        each = Cp3(macs=0.5)
+        known = Context(shapes={"x": (1, 16, 3, 3)})
+        assert run_pass(each, proto).notes != run_pass(each, proto, known).notes
+
+    @each_family
+    def test_gives_the_same_model_every_time(self, family: type[FactorizePass]) -> None:
+        first, second = (run_pass(family(rank=2), three_convs()).model.proto for _ in range(2))
+        assert first.SerializeToString() == second.SerializeToString()
+
+    @each_family
+    def test_takes_a_weight_of_zeros(self, family: type[FactorizePass]) -> None:
+        proto = conv_model()
+        proto.graph.initializer[0].raw_data = bytes(6 * 4 * 9 * 4)
+        (note,) = run_pass(family(rank=2), proto).notes
+        assert note.endswith("weight error 0")
