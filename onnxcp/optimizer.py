@@ -16,7 +16,7 @@ from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.shapes import infer_shapes
 from onnxcp.graph.site import find_sites
 from onnxcp.graph.splice import splice
-from onnxcp.graph.summary import Summary, summarize
+from onnxcp.graph.summary import Summary, counted_tensors, summarize
 from onnxcp.passes import Context, PassManager, PassRecord, find_pass, registered_passes
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.blocks import rank_block
@@ -245,8 +245,7 @@ def _inputs(
 def _shapes(model: Model, feeds: Feeds, machine: Machine) -> dict[str, Shape]:
     """Return the shapes of all that a model's sites read and write, from inference or a run."""
     known = infer_shapes(model, {name: value.shape for name, value in feeds.items()})
-    wanted = {tensor for site in find_sites(model)[0] for tensor in (site.input, site.output)}
-    if missing := wanted - known.keys():
+    if missing := counted_tensors(model) - known.keys():
         known |= observe_shapes(model, missing, feeds, machine)
     return known
 

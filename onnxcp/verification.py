@@ -18,7 +18,7 @@ from onnxcp.profiling.timing import Trial, paired
 
 Evaluate = Callable[[ort.InferenceSession], float]
 
-_ROUNDS = 40
+_ROUNDS = 30
 _MIN_SECONDS = 2.0
 _MAX_SECONDS = 30.0
 

@@ -29,20 +29,39 @@ LAYERS = (  # name, kernel, channels in, channels out, maxout
 
 
 def build(*, batch: Dimension = "N", seed: int = 0) -> onnx.ModelProto:
-    """Build CharNet with random weights.
+    """Write CharNet with random weights: ``image`` to ``probabilities (batch, 36)``.
 
     Parameters
     ----------
     batch
-        Batch size, or a name for a free one.
+        Batch size, or the name of a dynamic dimension.
     seed
-        Of the weights.
+        Seeds the random weights.
+
+    Returns
+    -------
+    onnx.ModelProto
+        2,621,904 parameters and 36.0 MMACs a picture.
     """
     return _build(batch, seed, {})
 
 
 def build_from(weights: Mapping[str, np.ndarray], *, batch: Dimension = "N") -> onnx.ModelProto:
-    """Build CharNet with given weights: `conv1.weight` (T, S, k, k), `conv1.bias` (T,), ..."""
+    """Build CharNet with given weights.
+
+    Parameters
+    ----------
+    weights
+        float32 arrays ``conv1.weight`` (T, S, k, k) and ``conv1.bias`` (T,), and so on to
+        ``conv4``; those left out are random.
+    batch
+        As of `build`.
+
+    Returns
+    -------
+    onnx.ModelProto
+        As of `build`.
+    """
     return _build(batch, 0, weights)
 
 

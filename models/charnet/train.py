@@ -3,7 +3,7 @@
 Needs the extra `train` and the Debian fonts of `models.charnet.fonts`; users of the shipped files
 need neither::
 
-    python -m models.charnet.train --pictures 240000 --epochs 4
+    python -m models.charnet.train
 
 The network is trained on pictures of 0 to 255, brought to mean 0 and deviation 1 by two constants;
 the first convolution of the shipped network takes these constants in, which is exact because it

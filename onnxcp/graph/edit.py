@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -20,7 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxcp.graph.model import Model
 from onnxcp.graph.snapshot import Snapshot, import_graph
-from onnxcp.graph.walk import names_defined, names_read
+from onnxcp.graph.walk import copy_fields, names_defined, names_read
 
 _IR_WITH_FREE_INITIALIZERS = 4  # from IR version 4 on, initializers need not be graph inputs
 
@@ -83,8 +82,8 @@ def remove_dead_producers(graph: gs.Graph, tensor: gs.Tensor) -> None:
 def _merge(proto: onnx.ModelProto, before: Snapshot, graph: gs.Graph) -> onnx.ModelProto:
     """Lay the edited nodes and tensors over a copy of the original message."""
     result = onnx.ModelProto()
-    _copy_all_but(proto, result, {"graph", "opset_import"})
-    _copy_all_but(proto.graph, result.graph, _MERGED_FIELDS)
+    copy_fields(proto, result, but={"graph", "opset_import"})
+    copy_fields(proto.graph, result.graph, but=_MERGED_FIELDS)
     result.opset_import.extend(proto.opset_import)
     known = {opset.domain for opset in proto.opset_import}
     used = {node.domain for node in graph.nodes if node.domain}
@@ -135,7 +134,7 @@ def _merge_nodes(result: onnx.GraphProto, before: Snapshot, graph: gs.Graph) -> 
 def _laid_over(original: onnx.NodeProto, node: gs.Node, untouched: set[str]) -> onnx.NodeProto:
     """Return the message of an edited node, with all that the edit left alone as it was."""
     result = onnx.NodeProto()
-    _copy_all_but(original, result, {"input", "output", "attribute"})
+    copy_fields(original, result, but={"input", "output", "attribute"})
     result.input.extend(tensor.name for tensor in node.inputs)
     result.output.extend(tensor.name for tensor in node.outputs)
     for field, value in {"op_type": node.op, "name": node.name, "domain": node.domain}.items():
@@ -223,20 +222,6 @@ def _declare_initializers(graph: onnx.GraphProto) -> None:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
-
-
-def _copy_all_but(source: Any, target: Any, left_out: set[str]) -> None:
-    """Copy every field of a message, those unknown to this version of onnx excepted."""
-    for descriptor, value in source.ListFields():
-        if descriptor.name in left_out:
-            continue
-        current = getattr(target, descriptor.name)
-        if hasattr(current, "extend"):
-            current.extend(value)
-        elif hasattr(current, "CopyFrom"):
-            current.CopyFrom(value)
-        else:
-            setattr(target, descriptor.name, value)
 
 
 @contextlib.contextmanager

@@ -18,12 +18,15 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from onnxcp.errors import ModelError, OutputError
 from onnxcp.files import atomic_writer
-from onnxcp.graph.walk import all_nodes, attribute_graphs
+from onnxcp.graph.walk import all_nodes, attribute_graphs, copy_fields
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph"
 
 _PROTOBUF_LIMIT = 2**31 - 1
 _ALIGNMENT = 4096  # of external tensors, so that they can be memory-mapped on every platform
+_DATA_FIELDS = frozenset(
+    field.name for field in onnx.TensorProto.DESCRIPTOR.fields if field.name.endswith("_data")
+) - {"external_data"}
 _EXTERNAL_THRESHOLD = 1024  # bytes; below it a tensor is cheaper inside the model file
 
 
@@ -250,12 +253,8 @@ def _all_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 def _externalise(model: Model, data: BinaryIO, location: str) -> onnx.ModelProto:
     """Write large initializers to `data`; return a model that refers to them at `location`."""
     result = onnx.ModelProto()
-    for descriptor, value in model.proto.ListFields():
-        if descriptor.name != "graph":
-            _copy_field(result, descriptor.name, value)
-    for descriptor, value in model.proto.graph.ListFields():
-        if descriptor.name != "initializer":
-            _copy_field(result.graph, descriptor.name, value)
+    copy_fields(model.proto, result, but={"graph"})
+    copy_fields(model.proto.graph, result.graph, but={"initializer"})
     for tensor in model.proto.graph.initializer:
         stored = result.graph.initializer.add()
         raw = _raw_bytes(tensor)
@@ -263,9 +262,7 @@ def _externalise(model: Model, data: BinaryIO, location: str) -> onnx.ModelProto
             stored.CopyFrom(tensor)
             continue
         data.write(b"\0" * (-data.tell() % _ALIGNMENT))
-        for descriptor, value in tensor.ListFields():
-            if descriptor.name != "raw_data" and not descriptor.name.endswith("_data"):
-                _copy_field(stored, descriptor.name, value)
+        copy_fields(tensor, stored, but=_DATA_FIELDS)
         stored.data_location = onnx.TensorProto.EXTERNAL
         entries = {"location": location, "offset": data.tell(), "length": len(raw)}
         for key, entry in entries.items():
@@ -287,13 +284,3 @@ def _raw_bytes(tensor: onnx.TensorProto) -> bytes | None:
         return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
     except ValueError:
         return None
-
-
-def _copy_field(message: object, name: str, value: object) -> None:
-    target = getattr(message, name)
-    if hasattr(target, "extend"):
-        target.extend(value)
-    elif hasattr(target, "CopyFrom"):
-        target.CopyFrom(value)
-    else:
-        setattr(message, name, value)

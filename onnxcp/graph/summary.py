@@ -59,6 +59,16 @@ def summarize(model: Model, shapes: Shapes) -> Summary:
     )
 
 
+def counted_tensors(model: Model) -> set[str]:
+    """Return the names of the tensors whose shapes `summarize` needs: what counted nodes move."""
+    return {
+        name
+        for node in model.proto.graph.node
+        if node.op_type in _COUNTED
+        for name in (*node.input[:1], *node.output)
+    }
+
+
 def node_macs(node: onnx.NodeProto, view: GraphView, shapes: Shapes) -> int | None:
     """Return the multiply-adds of a Conv, ConvTranspose, Gemm or MatMul node for one sample.
 

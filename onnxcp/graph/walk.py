@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import onnx
@@ -70,6 +70,20 @@ def names_defined(graph: onnx.GraphProto) -> set[str]:
             names |= names_defined(nested)
     names.discard("")
     return names
+
+
+def copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
+    """Copy the fields of a message to an empty one of its kind, without those named in `but`."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name in but:
+            continue
+        current = getattr(target, descriptor.name)
+        if hasattr(current, "extend"):
+            current.extend(value)
+        elif hasattr(current, "CopyFrom"):
+            current.CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)
 
 
 class Namer:

@@ -6,14 +6,15 @@ node that it would replace. An option that is not faster there is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxcp.errors import OnnxcpError
 from onnxcp.factorize import Factorized, FactorizePass, Ranks, selected
-from onnxcp.graph.chain import chain_macs, site_macs
+from onnxcp.graph.chain import Chain, chain_macs, site_macs
 from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
@@ -121,23 +122,42 @@ def decide(
     total = sum(macs.values())
     decisions = []
     for done, site in enumerate(sites):
-        progress(f"{site.name}: timing chains", done, len(sites))
+        tell = functools.partial(_tell, progress, done, len(sites))
+        tell(f"{site.name}: choosing ranks")
         refusal = _not_worth_a_look(site, macs.get(site), total, menu)
         if refusal is not None:
             decisions.append(Decision(site, macs.get(site), None, None, (refusal,)))
             continue
-        try:
-            bench = SiteBench(model, site, known[site], machine)
-        except OnnxcpError as error:
-            detail = f"it cannot be run alone: {error}"
-            alone = Refusal(site.name, Reason.UNSUPPORTED, detail)
-            decisions.append(Decision(site, macs[site], None, None, (alone,)))
-            continue
-        options, refusals = _options(site, menu, known[site], macs[site], bench)
-        progress(f"{site.name}: decomposing", done, len(sites))
-        option, result, unfit = _best(options, menu.target, bench)
-        decisions.append(Decision(site, macs[site], option, result, (*refusals, *unfit)))
+        decisions.append(_decide(model, site, menu, known[site], macs[site], machine, tell))
     return decisions
+
+
+def _decide(
+    model: Model,
+    site: Site,
+    menu: Menu,
+    shape: tuple[int, ...],
+    macs: int,
+    machine: Machine,
+    tell: Callable[[str], None],
+) -> Decision:
+    offers, refusals = _offers(site, menu, shape, macs)
+    if not offers:
+        return Decision(site, macs, None, None, tuple(refusals))
+    tell(f"{site.name}: timing chains")
+    try:
+        bench = SiteBench(model, site, shape, machine)
+    except OnnxcpError as error:
+        alone = Refusal(site.name, Reason.UNSUPPORTED, f"it cannot be run alone: {error}")
+        return Decision(site, macs, None, None, (*refusals, alone))
+    options, slow = _faster(site, offers, macs, bench)
+    tell(f"{site.name}: decomposing")
+    option, result, unfit = _best(options, menu.target, bench)
+    return Decision(site, macs, option, result, (*refusals, *slow, *unfit))
+
+
+def _tell(progress: Progress, done: int, total: int, what: str) -> None:
+    progress(what, done, total)
 
 
 def _not_worth_a_look(site: Site, macs: int | None, total: int, menu: Menu) -> Refusal | None:
@@ -152,11 +172,24 @@ def _not_worth_a_look(site: Site, macs: int | None, total: int, menu: Menu) -> R
     return None
 
 
-def _options(
-    site: Site, menu: Menu, shape: tuple[int, ...], macs: int, bench: SiteBench
-) -> tuple[list[Option], list[Refusal]]:
-    """Time what each family offers; return the faster ones and why not the others."""
-    options: list[Option] = []
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    """What a family has for a site before it is timed: ranks, the chain's shape, its cost."""
+
+    family: FactorizePass
+    ranks: Ranks
+    sketch: Chain
+    macs: int
+
+    def __str__(self) -> str:
+        return f"{self.family.name} {'x'.join(map(str, self.ranks))}"
+
+
+def _offers(
+    site: Site, menu: Menu, shape: tuple[int, ...], macs: int
+) -> tuple[list[_Offer], list[Refusal]]:
+    """Return what the families have to offer, and why the others have nothing."""
+    offers: list[_Offer] = []
     refusals: list[Refusal] = []
     for family in menu.families:
         refusal = family.applies(site)
@@ -165,18 +198,28 @@ def _options(
             refusals.append(ranks)
             continue
         sketch = family.sketch(site, ranks)
-        reduced = chain_macs(site, sketch, shape)
-        label = f"{family.name} {'x'.join(map(str, ranks))}"
-        if reduced >= macs:
-            detail = f"{label} needs {reduced / macs:.2f} times its MACs"
+        offer = _Offer(family, ranks, sketch, chain_macs(site, sketch, shape))
+        if offer.macs < macs:
+            offers.append(offer)
+        else:
+            detail = f"{offer} needs {offer.macs / macs:.2f} times its MACs"
             refusals.append(Refusal(site.name, Reason.NO_REDUCTION, detail))
-            continue
-        trial = bench.trial(sketch)
-        if not trial.faster or trial.ratio < _WORTHWHILE:
-            detail = f"{label} is not faster, with {reduced / macs:.0%} of the MACs: {trial}"
+    return offers, refusals
+
+
+def _faster(
+    site: Site, offers: Sequence[_Offer], macs: int, bench: SiteBench
+) -> tuple[list[Option], list[Refusal]]:
+    """Time the offers against the site; return the faster ones and why not the others."""
+    options: list[Option] = []
+    refusals: list[Refusal] = []
+    for offer in offers:
+        trial = bench.trial(offer.sketch)
+        if trial.faster and trial.ratio >= _WORTHWHILE:
+            options.append(Option(site, offer.family, offer.ranks, offer.macs, trial))
+        else:
+            detail = f"{offer} is not faster, with {offer.macs / macs:.0%} of the MACs: {trial}"
             refusals.append(Refusal(site.name, Reason.NOT_FASTER, detail))
-            continue
-        options.append(Option(site, family, ranks, reduced, trial))
     return options, refusals
 
 

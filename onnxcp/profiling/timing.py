@@ -38,9 +38,9 @@ SAMPLE_SECONDS = 1e-3
 #: What one involuntary context switch costs the run it interrupts: about a scheduler tick.
 TICK_SECONDS = 4e-3
 
-#: The share of a sample that interruptions may make up. Up to 0.2 s a single one spoils a sample;
+#: The share of a sample that interruptions may make up. Up to 80 ms a single one spoils a sample;
 #: runs of seconds are always interrupted now and then, and are none the worse for it.
-TOLERATED = 0.02
+TOLERATED = 0.05
 
 _RESAMPLES = 2000
 
