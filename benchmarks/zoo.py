@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def examine(path: Path, name: str, arguments: argparse.Namespace) -> Row:
 
 def _read(name: str, record: dict, path: Path, output: Path, seconds: float) -> Row:
     outputs = record["outputs"] or []
-    stated = max((o["relative"] or 0.0 for o in outputs), default=0.0)
+    stated = max(map(_error, outputs), default=0.0)
     latency = record["latency"]
     speed = ""
     if latency is not None:
@@ -129,6 +130,13 @@ def _read(name: str, record: dict, path: Path, output: Path, seconds: float) -> 
     return Row(name, "left alone", detail, speed, error, seconds, _changed(path, output, 0.0))
 
 
+def _error(output: dict) -> float:
+    """One number for how an output differs: of floats relative, else the share of unequal ones."""
+    if output["relative"] is not None:
+        return output["relative"]
+    return math.inf if output["equal"] is None else 1 - output["equal"]
+
+
 def _changed(path: Path, output: Path, allowed: float) -> str:
     """Say how the output differs from the input by more than is allowed, or ''."""
     machine = Machine()
@@ -137,7 +145,7 @@ def _changed(path: Path, output: Path, allowed: float) -> str:
     names = [value.name for value in a.get_outputs()]
     differences = compare(lambda f: infer(a, f), lambda f: infer(b, f), [feeds], names)
     for difference in differences:
-        if difference.problem or (difference.relative or 0.0) > allowed:
+        if difference.error > allowed:
             return f"output {difference.name} is off by {difference.error:.3g}"
     return ""
 

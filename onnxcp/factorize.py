@@ -33,28 +33,6 @@ Factors = tuple[Floats, ...]
 _NOMINAL_GRID = 32  # output positions per axis where the input's shape is unknown
 
 
-@dataclass(frozen=True, eq=False)
-class Factorized:
-    """A site's kernel at one rank of one family.
-
-    Attributes
-    ----------
-    ranks
-        The ranks that it has.
-    chain
-        What the site becomes.
-    kernel
-        The kernel ``(T, S / group, *k)`` that the chain stands for.
-    error
-        Relative Frobenius error of that kernel.
-    """
-
-    ranks: Ranks
-    chain: Chain
-    kernel: Floats
-    error: float
-
-
 @dataclass(frozen=True)
 class FactorizePass(Pass):
     """Replaces the kernels of sites by products of smaller ones.
@@ -215,7 +193,7 @@ class FactorizePass(Pass):
         original, kernel = site.kernel(), self.kernel(site, factors)
         norm = float(np.linalg.norm(original))
         error = float(np.linalg.norm(kernel - original)) / norm if norm else 0.0
-        return Factorized(ranks, self.lower(site, factors), kernel, error)
+        return Factorized(self, site, ranks, factors, error)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Factorise every site that `nodes` names and this family can express.
@@ -225,9 +203,10 @@ class FactorizePass(Pass):
         if sum(option is not None for option in (self.rank, self.energy, self.macs)) != 1:
             raise PassError(f"Pass '{self.name}' needs exactly one of rank=, energy= and macs=.")
         notes, chains = [], {}
-        for site in find_sites(model)[0]:
-            if not selected(site.name, self.nodes, self.exclude):
-                continue
+        sites = [s for s in find_sites(model)[0] if selected(s.name, self.nodes, self.exclude)]
+        if not sites:
+            notes.append(f"no site has a name that matches '{self.nodes}'")
+        for site in sites:
             context.progress(f"{self.name}: {site.name}")
             outcome = self._one(site, context.shapes.get(site.input))
             if isinstance(outcome, Refusal):
@@ -253,11 +232,46 @@ class FactorizePass(Pass):
         return self.apply(site, ranks)
 
 
+@dataclass(frozen=True, eq=False)
+class Factorized:
+    """A site's kernel at one rank of one family.
+
+    Attributes
+    ----------
+    family, site, ranks
+        What was decomposed, and how.
+    factors
+        What came of it.
+    error
+        Relative Frobenius error of the kernel that the factors stand for.
+    """
+
+    family: FactorizePass
+    site: Site
+    ranks: Ranks
+    factors: Factors
+    error: float
+
+    @property
+    def chain(self) -> Chain:
+        """What the site becomes."""
+        return self.family.lower(self.site, self.factors)
+
+    @property
+    def kernel(self) -> Floats:
+        """The kernel ``(T, S / group, *k)`` that the chain stands for, multiplied out anew."""
+        return self.family.kernel(self.site, self.factors)
+
+
 def selected(name: str, nodes: str, exclude: str = "") -> bool:
-    """Tell whether a name matches one of the patterns `nodes` and none of `exclude`."""
+    """Tell whether a name matches one of the patterns `nodes` and none of `exclude`.
+
+    Names with spaces or brackets are matched by themselves, too.
+    """
 
     def matches(patterns: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split())
+        parts = patterns.split()
+        return name == patterns or any(name == p or fnmatch.fnmatchcase(name, p) for p in parts)
 
     return matches(nodes) and not matches(exclude)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy.typing as npt
+import onnxruntime as ort
 
 from onnxcp.calibration.data import Data, DataSource, load_data
 from onnxcp.errors import DataError, OnnxcpError, PassError
@@ -25,12 +26,13 @@ from onnxcp.planning.option import Decision
 from onnxcp.profiling.inputs import Shape, session_inputs
 from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
 from onnxcp.progress import Progress, silent
-from onnxcp.verification import Evaluate, Verification, verify
+from onnxcp.verification import Evaluate, Verification, scorer, verify
 
 DEFAULT_MAX_ERROR = 0.1
 
 NOTHING = "Nothing was worth rewriting; the original is handed back."
 SLOWER = "The rewritten network is not faster; the original is handed back"
+BROKEN = "The rewritten network overflows where the original does not; the original is handed back."
 FASTER = "The rewritten network is faster"
 
 Feeds = dict[str, npt.NDArray[Any]]
@@ -52,7 +54,7 @@ class Settings:
         the three is given, `DEFAULT_MAX_ERROR` is the target.
     families
         Names of the families to choose from. By default all that are installed; for a target of
-        error without those that can only find a rank by trial.
+        error without those that can only find a rank by trial, which takes long (cp3 and cp4).
     nodes, exclude
         Names of the sites to rewrite and to leave alone: patterns as of a shell, several separated
         by spaces.
@@ -78,6 +80,10 @@ class Settings:
     passes: str = ""
     machine: Machine = field(default_factory=Machine)
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.round_to is not None and self.round_to < 1:
+            raise OnnxcpError(f"Ranks cannot be rounded to multiples of {self.round_to}.")
 
     @property
     def target(self) -> Target:
@@ -178,7 +184,13 @@ def optimize(
     original = load(source)
 
     progress("loading", 0, 1)
-    samples, scored, feeds = _inputs(original, settings, data, labelled)
+    session = machine.open(original)
+    samples, scored = _data(session, data, labelled)
+    feeds = runnable_feeds(session, settings.input_shapes, original.name)
+    # Scored before the work is begun: what is wrong with the labels or the function shows now.
+    score = scorer(feeds, scored, evaluate)
+    baseline = None if score is None else score(session)
+    del session
     shapes = {name: value.shape for name, value in feeds.items()}
     known = _shapes(original, feeds, machine)
     before = summarize(original, known)
@@ -218,10 +230,12 @@ def optimize(
 
     progress("verifying", 0, 1)
     verification = verify(
-        original, rewritten, machine, feeds, samples=samples, labelled=scored, evaluate=evaluate
+        original, rewritten, machine, feeds, samples=samples, score=score, baseline=baseline
     )
     after = summarize(rewritten, _shapes(rewritten, feeds, machine))
     result = replace(result, after=after, verification=verification)
+    if any(d.finite_a and not d.finite_b for d in verification.differences):
+        return replace(result, verdict=BROKEN)
     if not verification.trial.faster:
         return replace(result, verdict=f"{SLOWER} ({verification.trial})")
     return replace(
@@ -229,17 +243,15 @@ def optimize(
     )
 
 
-def _inputs(
-    original: Model, settings: Settings, data: DataSource | None, labelled: DataSource | None
-) -> tuple[Data | None, Data | None, Feeds]:
-    """Return the samples to compare on, those to score on, and the feeds to time with."""
-    session = settings.machine.open(original)
+def _data(
+    session: ort.InferenceSession, data: DataSource | None, labelled: DataSource | None
+) -> tuple[Data | None, Data | None]:
+    """Return the samples to compare outputs on, and those to score on."""
     specs = session_inputs(session)
     scored = None if labelled is None else load_data(labelled, specs)
     if scored is not None and scored.labels is None:
         raise DataError("The labelled data have no array 'label' of one class number per sample.")
-    samples = scored if data is None else load_data(data, specs)
-    return samples, scored, runnable_feeds(session, settings.input_shapes, original.name)
+    return scored if data is None else load_data(data, specs), scored
 
 
 def _shapes(model: Model, feeds: Feeds, machine: Machine) -> dict[str, Shape]:

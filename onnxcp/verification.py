@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +20,7 @@ from onnxcp.profiling.session import Feeds, Runner, infer
 from onnxcp.profiling.timing import Trial, paired
 
 Evaluate = Callable[[ort.InferenceSession], float]
+Score = Callable[[ort.InferenceSession], float]
 
 _ROUNDS = 30
 _MIN_SECONDS = 2.0
@@ -50,8 +54,8 @@ def verify(
     feeds: Feeds,
     *,
     samples: Data | None = None,
-    labelled: Data | None = None,
-    evaluate: Evaluate | None = None,
+    score: Score | None = None,
+    baseline: float | None = None,
 ) -> Verification:
     """Compare two networks.
 
@@ -65,27 +69,17 @@ def verify(
         What to time them with; without `samples`, also what to compare their outputs on.
     samples
         Data to compare outputs on, in batches of the size of `feeds`.
-    labelled
-        Data with labels to score both networks on.
-    evaluate
-        Scores a session, instead of labels.
+    score
+        Scores a session, as `scorer` makes it.
+    baseline
+        What it gave for the original.
     """
     a = machine.open(original)
     b = machine.open(rewritten, label="the rewritten network")
     names = [output.name for output in a.get_outputs()]
-    batch = max((len(value) for value in feeds.values() if value.ndim), default=1)
-    batches: Iterable[Batch] = [feeds] if samples is None else samples.batches(batch)
+    batches: Iterable[Batch] = [feeds] if samples is None else samples.batches(batch_size(feeds))
     differences = compare(_infer(a), _infer(b), batches, names)
-
-    def score(session: ort.InferenceSession) -> float:
-        if evaluate is not None:
-            return _evaluated(evaluate, session)
-        assert labelled is not None
-        assert labelled.labels is not None
-        return accuracy(_infer(session), labelled.batches(batch), labelled.labels[: labelled.used])
-
-    scored = evaluate is not None or labelled is not None
-    scores = (score(a), score(b)) if scored else None
+    scores = None if score is None or baseline is None else (baseline, score(b))
     trial = paired(
         Runner(a, feeds).run,
         Runner(b, feeds).run,
@@ -96,6 +90,35 @@ def verify(
     return Verification(differences, scores, trial)
 
 
+def scorer(feeds: Feeds, labelled: Data | None, evaluate: Evaluate | None) -> Score | None:
+    """Return what scores a session, or None if there is nothing to score with.
+
+    Parameters
+    ----------
+    feeds
+        What networks are timed with: labelled data are run in batches of the same size.
+    labelled
+        Data with labels: the score is the share of right classes.
+    evaluate
+        The user's own function, which is preferred.
+    """
+    if evaluate is not None:
+        return functools.partial(_evaluated, evaluate)
+    if labelled is None or labelled.labels is None:
+        return None
+    data, labels = labelled, labelled.labels[: labelled.used]
+
+    def score(session: ort.InferenceSession) -> float:
+        return accuracy(_infer(session), data.batches(batch_size(feeds)), labels)
+
+    return score
+
+
+def batch_size(feeds: Feeds) -> int:
+    """Return how many samples feeds hold."""
+    return max((len(value) for value in feeds.values() if value.ndim), default=1)
+
+
 def _infer(session: ort.InferenceSession) -> Infer:
     def run(batch: Batch) -> Sequence[Any]:
         return infer(session, batch)
@@ -104,9 +127,13 @@ def _infer(session: ort.InferenceSession) -> Infer:
 
 
 def _evaluated(evaluate: Evaluate, session: ort.InferenceSession) -> float:
-    """Call the user's function; what it raises becomes a sentence, since it is no fault of ours."""
+    """Call the user's function; what it raises becomes a sentence, since it is no fault of ours.
+
+    What it prints goes to stderr: stdout is for results.
+    """
     try:
-        return float(evaluate(session))
-    except Exception as error:
+        with contextlib.redirect_stdout(sys.stderr):
+            return float(evaluate(session))
+    except (Exception, SystemExit) as error:
         detail = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
         raise OnnxcpError(f"The evaluation function failed: {detail}.") from error

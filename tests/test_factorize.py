@@ -209,13 +209,15 @@ class TestSelection:
             expected += chain if node.name in rewritten else [node.name]
         assert [node.name for node in result.model.proto.graph.node] == expected
         assert result.changed == bool(rewritten)
-        assert len(result.notes) == len(rewritten)
+        nothing = [f"no site has a name that matches '{nodes}'"]
+        assert len(result.notes) == len(rewritten) if rewritten else list(result.notes) == nothing
 
     def test_needs_a_match_and_no_exclusion(self) -> None:
         assert selected("a", "a b")
         assert not selected("c", "a b")
         assert not selected("a", "*", "a")
         assert selected("A", "*", "a"), "names differ by case"
+        assert selected("my conv[0]", "my conv[0]"), "whatever a name is made of, it names itself"
 
 
 class TestRun:
@@ -242,7 +244,8 @@ class TestRun:
     def test_gives_back_the_model_where_nothing_changed(self) -> None:
         model = load(three_convs())
         result = ChannelSvd(rank=1, nodes="none").run(model, Context())
-        assert result == PassResult(model, changed=False)
+        notes = ("no site has a name that matches 'none'",)
+        assert result == PassResult(model, changed=False, notes=notes)
 
     def test_reports_progress_site_by_site(self) -> None:
         heard: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ LABELS = ("label", "labels", "y")
 class Data:
     """Samples for every input of a model, the first axis counting them.
 
+    A scalar is no sample: it belongs to every batch.
+
     Attributes
     ----------
     arrays
@@ -41,14 +44,17 @@ class Data:
     labels: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return next((len(array) for array in self.arrays.values() if array.ndim), 1)
 
     def feeds(self, start: int, stop: int) -> dict[str, Array]:
         """Return samples `start` to `stop` in the types that the model wants."""
-        return {
-            spec.name: np.ascontiguousarray(self.arrays[spec.name][start:stop], dtype=spec.dtype)
-            for spec in self.specs
-        }
+        feeds = {}
+        for spec in self.specs:
+            values = self.arrays[spec.name]
+            dtype = np.dtype(object) if spec.dtype == "string" else spec.dtype
+            part = values[start:stop] if values.ndim else values
+            feeds[spec.name] = np.asarray(part, dtype=dtype, order="C")
+        return feeds
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Yield feeds of `size` samples; the last of fewer, unless the model's batch is fixed.
@@ -64,21 +70,14 @@ class Data:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch size that the model insists on, or None."""
-        sizes = {spec.shape[0] for spec in self.specs if spec.shape}
-        fixed = [size for size in sizes if isinstance(size, int)]
-        return fixed[0] if fixed else None
+        """The batch size that the model insists on, at the first input to do so, or None."""
+        firsts = (spec.shape[0] for spec in self.specs if spec.shape)
+        return next((size for size in firsts if isinstance(size, int)), None)
 
     @property
     def used(self) -> int:
         """How many samples `batches` yields."""
         return len(self) - (len(self) % self.fixed_batch if self.fixed_batch else 0)
-
-    def take(self, samples: int) -> Data:
-        """Return the first samples only."""
-        arrays = {name: array[:samples] for name, array in self.arrays.items()}
-        labels = None if self.labels is None else self.labels[:samples]
-        return Data(arrays, self.specs, labels)
 
 
 def load_data(source: DataSource, specs: Sequence[InputSpec]) -> Data:
@@ -89,8 +88,9 @@ def load_data(source: DataSource, specs: Sequence[InputSpec]) -> Data:
     source
         Path of an npz file, or arrays by name. They are named as the model's inputs; for a model
         of one input, a single array of any name will do. An array `label`, `labels` or `y` of one
-        class per sample is taken for labels. Values must be convertible to the input's type
-        without loss of range: uint8 pictures serve a float input as they are.
+        class per sample, if no input is named so, is taken for labels. Values must be convertible
+        to the input's type without loss of range: uint8 pictures serve a float input as they are.
+        A scalar, for an input that may be one, is fed to the model with every batch.
     specs
         What the model wants, from `onnxcp.profiling.inputs.session_inputs`.
 
@@ -100,10 +100,15 @@ def load_data(source: DataSource, specs: Sequence[InputSpec]) -> Data:
         If the file cannot be read or does not fit the model; says what is wanted and what is given.
     """
     if isinstance(source, Mapping):
-        origin, stored = "the given data", dict(source)
+        origin, stored = (
+            "the given data",
+            {name: np.asarray(value) for name, value in source.items()},
+        )
     else:
         origin, stored = f"'{os.fspath(source)}'", _read(Path(source))
-    labels = _labels(origin, {name: stored.pop(name) for name in LABELS if name in stored}, specs)
+    inputs = {spec.name for spec in specs}
+    named = [name for name in LABELS if name in stored and name not in inputs]
+    labels = _labels(origin, {name: stored.pop(name) for name in named})
     if len(specs) == 1 and len(stored) == 1:
         stored = {specs[0].name: next(iter(stored.values()))}
     arrays = {}
@@ -112,7 +117,7 @@ def load_data(source: DataSource, specs: Sequence[InputSpec]) -> Data:
             given = ", ".join(f"'{name}'" for name in stored) or "none"
             raise DataError(f"In {origin} is no array for input {spec}; the arrays are: {given}.")
         arrays[spec.name] = _fitting(origin, spec, stored[spec.name])
-    lengths = {name: len(array) for name, array in arrays.items()}
+    lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
     if labels is not None:
         lengths["labels"] = len(labels)
     if len(set(lengths.values())) > 1:
@@ -131,26 +136,23 @@ def load_data(source: DataSource, specs: Sequence[InputSpec]) -> Data:
 
 def _read(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
-                raise DataError(f"'{path}' is a single array; save it with numpy.savez.")
-            return {name: file[name] for name in file.files}
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise DataError(f"'{path}' is a single array; save it with numpy.savez.")
+        with loaded as file:
+            members = {name: file[name] for name in file.files}
+            return {name: each for name, each in members.items() if isinstance(each, np.ndarray)}
     except FileNotFoundError:
         raise DataError(f"There is no file '{path}'.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # RuntimeError: what is encrypted, or compressed in a way that zipfile does not know.
         raise DataError(
             f"'{path}' cannot be read as an npz file: {error}".rstrip(".") + "."
         ) from None
 
 
-def _labels(
-    origin: str, found: dict[str, Array], specs: Sequence[InputSpec]
-) -> npt.NDArray[np.int64] | None:
-    """Take labels, unless the model has an input of that very name."""
-    inputs = {spec.name for spec in specs}
+def _labels(origin: str, found: dict[str, Array]) -> npt.NDArray[np.int64] | None:
     for name, values in found.items():
-        if name in inputs:
-            continue
         if values.ndim != 1 or values.dtype.kind not in "iu":
             raise DataError(
                 f"Array '{name}' of {origin} should hold one class number per sample; it is of "
@@ -169,9 +171,15 @@ def _fitting(origin: str, spec: InputSpec, values: Array) -> Array:
     if spec.dtype == "string":
         if values.dtype.kind not in "OUS":
             raise wrong(f"is of type {values.dtype}")
-        return values
-    if not np.can_cast(values.dtype, spec.dtype, casting="same_kind"):
+        if values.dtype.kind == "S":
+            try:
+                values = np.char.decode(values, "utf-8")
+            except UnicodeDecodeError:
+                raise wrong("is not in UTF-8") from None
+    elif not np.can_cast(values.dtype, spec.dtype, casting="same_kind"):
         raise wrong(f"is of type {values.dtype}")
+    if not spec.shape:  # a scalar, or of unknown rank
+        return values
     if values.ndim != len(spec.shape):
         raise wrong(f"has shape {list(values.shape)}")
     for given, wanted in zip(values.shape[1:], spec.shape[1:], strict=True):

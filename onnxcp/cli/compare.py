@@ -78,26 +78,30 @@ def compare(
     from onnxcp.graph.model import load
     from onnxcp.profiling.compare import compare as differences_of
     from onnxcp.profiling.inputs import assume_extents, check_feeds, random_feeds, session_inputs
+    from onnxcp.profiling.machine import runnable_feeds
     from onnxcp.reporting import record, table
 
-    first = machine.open(load(a), label=f"'{a}'")
-    second = machine.open(load(b), label=f"'{b}'")
-    specs = session_inputs(first)
-    shapes = assume_extents(specs, input_shapes)
-    if calibration_data is None:
-        batches = [random_feeds(first, shapes=shapes, seed=seed) for seed in range(_RANDOM_BATCHES)]
-        count = len(batches)
-        stream: Iterator[Feeds] = iter(batches)
-        check_feeds(second, batches[0])
-    else:
-        data = load_data(calibration_data, specs)
-        size = max((shape[0] for shape in shapes.values() if shape), default=1)
-        count = -(-data.used // (data.fixed_batch or size))
-        stream = data.batches(size)
-        check_feeds(second, next(data.batches(size)))
-
-    names = [output.name for output in first.get_outputs()]
     with terminal.progress() as progress:
+        progress("loading", 0, 1)
+        first = machine.open(load(a), label=f"'{a}'")
+        second = machine.open(load(b), label=f"'{b}'")
+        if calibration_data is None:
+            feeds = runnable_feeds(first, input_shapes, str(a))
+            check_feeds(second, feeds)
+            shapes = {name: value.shape for name, value in feeds.items()}
+            count = _RANDOM_BATCHES
+            stream: Iterator[Feeds] = (
+                random_feeds(first, shapes=shapes, seed=seed) for seed in range(count)
+            )
+        else:
+            specs = session_inputs(first)
+            data = load_data(calibration_data, specs)
+            shapes = assume_extents(specs, input_shapes)
+            size = max((shape[0] for shape in shapes.values() if shape), default=1)
+            count = -(-data.used // (data.fixed_batch or size))
+            stream = data.batches(size)
+            check_feeds(second, next(data.batches(size)))
+        names = [output.name for output in first.get_outputs()]
         found = differences_of(
             _infer(first, names, a), _infer(second, names, b), _told(stream, count, progress), names
         )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @model_argument
 @machine_options
 @input_shapes_option
-@click.option("--time/--no-time", default=True, help="Whether to run and time the model.")
+@click.option("--time/--no-time", default=True, help="Whether to time the model.")
 @json_option
 @verbosity_options
 @click.pass_obj
@@ -49,8 +49,10 @@ def inspect(
     from onnxcp.reporting import facts, table
     from onnxcp.reporting.inspection import inspect_model
 
-    source = load(model)
-    found = inspect_model(source, machine, input_shapes, time=time)
+    with terminal.progress() as progress:
+        progress("loading", 0, 1)
+        source = load(model)
+        found = inspect_model(source, machine, input_shapes, time=time, progress=progress)
     columns = ("name", "op", "kernel=", "input=", "MACs>", "share>", "time>", "eligible")
     terminal.show(table.plain(columns, (_cells(layer, found) for layer in found.layers)))
     refusals = [layer.refusal for layer in found.layers if layer.refusal is not None]

@@ -25,6 +25,7 @@ from onnxcp.cli.terminal import Terminal
 from onnxcp.errors import OnnxcpError
 
 BAD_INPUT = 2
+FAULT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130
 
 
@@ -35,7 +36,8 @@ onnxcp demo                  see it work on a network that comes along
 onnxcp optimize model.onnx   write model.optimized.onnx, if that is faster
 
 Tables and progress go to stderr, --json to stdout. Exit codes: 0 done, also where nothing was
-worth doing; 1 a comparison failed; 2 bad usage or bad input; 130 interrupted.
+worth doing; 1 a comparison failed; 2 bad usage or bad input; 70 a fault of onnxcp itself; 130
+interrupted.
 """
 
 
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         detail = f"{type(error).__name__}: {error}".rstrip(".")
         _complain(f"An unexpected error, a fault of onnxcp; please report it: {detail}.", terminal)
+        return FAULT
     return BAD_INPUT
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from onnxcp.cli.options import (
     PATH,
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from onnxcp.profiling.machine import Machine
 
 _SHARE = click.FloatRange(0, 1, min_open=True)
+
+_CHOOSING = ("macs", "energy", "max_error", "families", "nodes", "exclude", "round_to")
+"""Parameters that say how to choose; where passes are given there is nothing to choose."""
 
 
 def round_to_multiple(text: str) -> int | None:
@@ -62,7 +67,8 @@ def round_to_multiple(text: str) -> int | None:
     type=comma_separated,
     default="",
     metavar="NAME,...",
-    help="Families to choose from, such as cp3,tucker2. By default all.",
+    help="Families to choose from, such as cp3,tucker2. By default all for --macs; for other "
+    "targets all but those that find a rank only by trial, cp3 and cp4.",
 )
 @click.option(
     "--nodes",
@@ -147,9 +153,8 @@ def optimize(
     given = [name for name, value in targets.items() if value is not None]
     if len(given) > 1:
         raise click.UsageError(f"Give only one target: {' and '.join(given)} exclude each other.")
-    if pipeline and (given or families):
-        other = given[0] if given else "--families"
-        raise click.UsageError(f"--passes are run as they stand; {other} has no say there.")
+    if pipeline and (idle := _given(_CHOOSING)):
+        raise click.UsageError(f"--passes are run as they stand; {idle[0]} has no say there.")
     if eval_data is not None and eval_script is not None:
         raise click.UsageError("Give one of --eval-data and --eval-script.")
 
@@ -212,6 +217,13 @@ def optimize(
         terminal.say("No model was written, since this was a dry run.")
     if as_json:
         terminal.json(optimized_record(result, job, describe(machine)))
+
+
+def _given(parameters: Sequence[str]) -> list[str]:
+    """Return the options that were given, of those of these parameters."""
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in parameters if source(name) is ParameterSource.COMMANDLINE]
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def _check(

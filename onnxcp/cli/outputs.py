@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-
 from onnxcp.errors import OutputError
-from onnxcp.files import check_writable
-from onnxcp.graph.model import Model
-from onnxcp.graph.walk import all_nodes
+from onnxcp.files import check_writable, unwritable
+from onnxcp.graph.model import Model, external_locations
 
 
 def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path], *, force: bool) -> None:
@@ -30,12 +28,16 @@ def check_outputs(outputs: Mapping[str, Path], inputs: Mapping[str, Path], *, fo
     """
     seen = dict(inputs)
     for what, path in outputs.items():
-        for other, taken in seen.items():
-            if _same(path, taken):
-                raise OutputError(f"Cannot write {what} to '{path}': it is {other}.")
-        seen[what] = path
-        check_writable(path)
-        if path.exists() and not force:
+        try:
+            for other, taken in seen.items():
+                if _same(path, taken):
+                    raise OutputError(f"Cannot write {what} to '{path}': it is {other}.")
+            seen[what] = path
+            check_writable(path)
+            exists = path.exists()
+        except OSError as error:  # a folder on the way may not be searched
+            raise unwritable(path, error) from error
+        if exists and not force:
             raise OutputError(f"'{path}' exists; name another file, or replace it with --force.")
 
 
@@ -48,25 +50,11 @@ def external_files(model: Model) -> set[Path]:
     """Return the files besides its own that hold weights of a model."""
     if model.path is None or not model.external:
         return set()
-    proto = onnx.load(model.path, load_external_data=False)
-    return {
-        model.path.parent / entry.value
-        for tensor in _tensors(proto)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    yield from proto.graph.initializer
-    for node in all_nodes(proto.graph.node):
-        for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.g.initializer
+    return {model.path.parent / location for location in external_locations(model.path)}
 
 
 def _same(one: Path, other: Path) -> bool:
     """Whether two paths lead to the same file, by any link."""
     if one.exists() and other.exists():
         return one.samefile(other)
-    return one.resolve() == other.resolve()
+    return os.path.realpath(one) == os.path.realpath(other)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from onnxcp.cli.options import (
 from onnxcp.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from onnxcp.graph.model import Model
     from onnxcp.profiling.inputs import Shape
     from onnxcp.profiling.machine import Machine
     from onnxcp.profiling.session import Feeds
@@ -76,26 +74,28 @@ def profile(
     """Time MODEL on random inputs, interrupted runs left out."""
     from onnxcp.graph.model import load
     from onnxcp.profiling import timing
-    from onnxcp.profiling.inputs import assume_extents, check_feeds, random_feeds, session_inputs
+    from onnxcp.profiling.inputs import check_feeds
+    from onnxcp.profiling.machine import runnable_feeds
     from onnxcp.profiling.session import Runner
     from onnxcp.reporting import record, table
+    from onnxcp.reporting.inspection import chain_owner, installed_families, time_nodes
 
-    models = [load(model)] if baseline is None else [load(model), load(baseline)]
-    session = machine.open(models[0], label=f"'{model}'")
-    shapes = assume_extents(session_inputs(session), input_shapes)
-    feeds = random_feeds(session, shapes=shapes)
-    runner = Runner(session, feeds, label=f"'{model}'")
-    result: dict[str, Any] = {"model": str(model), "shapes": shapes}
-    if baseline is None:
-        with terminal.progress() as progress:
+    with terminal.progress() as progress:
+        progress("loading", 0, 1)
+        models = [load(model)] if baseline is None else [load(model), load(baseline)]
+        session = machine.open(models[0], label=f"'{model}'")
+        feeds = runnable_feeds(session, input_shapes, str(model))
+        runner = Runner(session, feeds, label=f"'{model}'")
+        shapes = {name: value.shape for name, value in feeds.items()}
+        result: dict[str, Any] = {"model": str(model), "shapes": shapes}
+        if baseline is None:
             progress("timing", 0, 1)
             latency = timing.measure(runner.run, warmup=warmup, iterations=iterations)
-        columns = [(model.name, latency)]
-        result["latency"] = record.latency_record(latency)
-    else:
-        other = machine.open(models[1], label=f"'{baseline}'")
-        check_feeds(other, feeds)
-        with terminal.progress() as progress:
+            columns = [(model.name, latency)]
+            result["latency"] = record.latency_record(latency)
+        else:
+            other = machine.open(models[1], label=f"'{baseline}'")
+            check_feeds(other, feeds)
             progress("timing in turns", 0, 1)
             trial = timing.paired(
                 Runner(other, feeds, label=f"'{baseline}'").run,
@@ -104,8 +104,8 @@ def profile(
                 rounds=iterations,
                 max_seconds=_MAX_SECONDS,
             )
-        columns = [(f"{baseline} (baseline)", trial.a), (str(model), trial.b)]
-        result |= {"baseline": str(baseline), "trial": record.trial_record(trial)}
+            columns = [(f"{baseline} (baseline)", trial.a), (str(model), trial.b)]
+            result |= {"baseline": str(baseline), "trial": record.trial_record(trial)}
     terminal.show(table.latencies(columns, _batch(feeds)))
     if baseline is not None:
         outcome = "not told apart from the baseline"
@@ -117,24 +117,14 @@ def profile(
     if per_node:
         with terminal.progress() as progress:
             progress("timing nodes", 0, 1)
-            rows = [_owners(each, feeds, machine) for each in models]
+            owner = chain_owner(tuple(installed_families()))
+            rows = [time_nodes(each, feeds, machine, owner=owner) for each in models]
         _show_nodes(terminal, rows)
         result["nodes"] = rows[0]
         if baseline is not None:
             result["baseline_nodes"] = rows[1]
     if as_json:
         terminal.json(result)
-
-
-def _owners(model: Model, feeds: Feeds, machine: Machine) -> dict[str, float]:
-    """Return the seconds of each node, chains summed; what belongs to none is under ""."""
-    from onnxcp.reporting.inspection import chain_owner, installed_families, time_nodes
-
-    owner = chain_owner(tuple(installed_families()))
-    sums: dict[str, float] = defaultdict(float)
-    for name, node in time_nodes(model, feeds, machine):
-        sums[owner(name) if name is not None else ""] += node.seconds_per_run
-    return dict(sums)
 
 
 def _show_nodes(terminal: Terminal, times: list[dict[str, float]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 import traceback
@@ -30,13 +31,19 @@ def split_reference(text: str) -> tuple[Path, str]:
 def load_function(text: str) -> Callable[..., Any]:
     """Run a script and return a function that it defines. It may import what lies beside it.
 
+    What it prints goes to stderr: stdout is for results.
+
     Raises
     ------
     OnnxcpError
         If there is no such file or function, or the script fails.
     """
     path, name = split_reference(text)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise OnnxcpError(f"Cannot read script '{path}': {error.strerror}.") from error
+    if not there:
         raise OnnxcpError(f"There is no script '{path}'.")
     module = _run(path)
     if not hasattr(module, name):
@@ -56,7 +63,8 @@ def _run(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look their module up
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         detail = f"{type(error).__name__}: {error}".splitlines()[0]
         raise OnnxcpError(f"Script '{path}' failed{_line(path, error)}: {detail}.") from error

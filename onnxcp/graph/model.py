@@ -7,6 +7,7 @@ The `onnx.ModelProto` that came in is the truth. Edits go through onnx-graphsurg
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import BinaryIO, TypeAlias
@@ -16,8 +17,8 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from onnxcp.errors import ModelError, OutputError
-from onnxcp.files import atomic_writer
+from onnxcp.errors import ModelError
+from onnxcp.files import atomic_writer, atomic_writers
 from onnxcp.graph.walk import all_nodes, attribute_graphs, copy_fields
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | onnx.ModelProto | gs.Graph"
@@ -41,7 +42,7 @@ class Model:
     path
         The file that it was read from, if it was and if it is unchanged since.
     external
-        Names of the initializers that were stored in external data files.
+        Names of the tensors that were stored in external data files.
     """
 
     proto: onnx.ModelProto
@@ -69,13 +70,12 @@ class Model:
     def file_nbytes(self) -> int:
         """Size in bytes of the files that `save` makes of the model, padding aside."""
         # A message above the limit of protobuf cannot be measured; its weights are all but it.
-        small = self.nbytes < _PROTOBUF_LIMIT - 2**24
-        return int(self.proto.ByteSize()) if small else self.nbytes
+        return self.nbytes if _too_large(self) else int(self.proto.ByteSize())
 
     @property
     def nbytes(self) -> int:
-        """Size of the initializers in bytes: nearly all there is to a model."""
-        return sum(tensor_nbytes(tensor) for tensor in self.proto.graph.initializer)
+        """Size of the tensors, wherever they are, in bytes: nearly all there is to a model."""
+        return sum(tensor_nbytes(tensor) for tensor in _all_tensors(self.proto))
 
 
 def tensor_nbytes(tensor: onnx.TensorProto) -> int:
@@ -129,8 +129,9 @@ def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = 
     path
         Where. External data go beside it, into one file `<path>.data`.
     external
-        Whether to store large initializers in an external file. By default they are if they came
-        so, and above 2 GB, the limit of a protobuf message, they always are.
+        Whether to store large initializers in an external file. By default they are if any came
+        so, and above 2 GB, the limit of a protobuf message, they always are. Of other tensors
+        (constants, those of nested graphs) those that came so are, and above 2 GB all large ones.
 
     Raises
     ------
@@ -140,19 +141,33 @@ def save(model: Model, path: str | os.PathLike[str], *, external: bool | None = 
     path = Path(path)
     if external is None:
         external = bool(model.external)
-    if not external and model.nbytes < _PROTOBUF_LIMIT - 2**24:
+    everywhere = _too_large(model)
+    tensors = _placed_tensors(model.proto) if external or everywhere else ()
+    if not any(_moves(model, tensor, first, everywhere) for tensor, first in tensors):
         content = model.proto.SerializeToString()
         with atomic_writer(path) as stream:
             stream.write(content)
         return
 
     data_path = path.with_name(path.name + ".data")
-    if data_path.is_dir():
-        raise OutputError(f"Cannot write '{data_path}': it is a directory.")
-    with atomic_writer(path) as stream, atomic_writer(data_path) as data:
-        # The data file, entered last, takes its place first: a model never names missing data.
+    with atomic_writers(path, data_path) as (stream, data):
         stream.write(_externalise(model, data, data_path.name).SerializeToString())
-        stream.flush()  # a disk that is full is to say so before the first of the two is replaced
+
+
+def external_locations(path: Path) -> set[str]:
+    """Return the files that a model file names as those of its external data.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read or is not ONNX.
+    """
+    return {
+        entry.value
+        for tensor in _all_tensors(_parse_file(path))
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def _in_memory(proto: onnx.ModelProto) -> Model:
@@ -166,6 +181,11 @@ def _in_memory(proto: onnx.ModelProto) -> Model:
 
 
 def _load_file(path: Path) -> Model:
+    proto = _parse_file(path)
+    return Model(proto, path, _load_external_data(proto, path))
+
+
+def _parse_file(path: Path) -> onnx.ModelProto:
     if path.suffix == ".ort":
         raise ModelError(f"'{path}' is in ORT format, which cannot be edited; give the .onnx file.")
     try:
@@ -176,8 +196,7 @@ def _load_file(path: Path) -> Model:
         raise ModelError(f"'{path}' is a directory; name an .onnx file.") from None
     except (OSError, ValueError) as error:  # ValueError: no file can have such a name
         raise ModelError(f"Cannot read '{path}': {_reason(error)}.") from error
-    proto = _parse(content, f"'{path}'")
-    return Model(proto, path, _load_external_data(proto, path))
+    return _parse(content, f"'{path}'")
 
 
 def _parse(content: bytes, label: str) -> onnx.ModelProto:
@@ -193,7 +212,7 @@ def _parse(content: bytes, label: str) -> onnx.ModelProto:
 
 
 def _load_external_data(proto: onnx.ModelProto, path: Path) -> frozenset[str]:
-    """Bring external initializers into memory; return their names."""
+    """Bring external tensors into memory; return their names."""
     loaded = set()
     for tensor in _all_tensors(proto):
         if not uses_external_data(tensor):
@@ -237,38 +256,76 @@ def _reason(error: OSError | ValueError) -> str:
 
 def _all_tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
     """Return the tensors of the graph, of the graphs nested in it and of functions."""
+    return [tensor for tensor, _ in _placed_tensors(proto)]
+
+
+def _placed_tensors(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, bool]]:
+    """Yield all tensors, and whether they are initializers of the main graph; those first."""
+    yield from ((tensor, True) for tensor in proto.graph.initializer)
     bodies = [proto.graph.node, *(function.node for function in proto.functions)]
     nodes = [node for body in bodies for node in all_nodes(body)]
     tensors: list[onnx.TensorProto] = []
-    sparse: list[onnx.SparseTensorProto] = []
-    for graph in (proto.graph, *(graph for node in nodes for graph in attribute_graphs(node))):
+    sparse = list(proto.graph.sparse_initializer)
+    for graph in (graph for node in nodes for graph in attribute_graphs(node)):
         tensors += graph.initializer
         sparse += graph.sparse_initializer
     for attribute in (attribute for node in nodes for attribute in node.attribute):
-        tensors += [attribute.t, *attribute.tensors]
-        sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
-    return [*tensors, *(part for each in sparse for part in (each.values, each.indices))]
+        tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+        one = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        sparse += [*one, *attribute.sparse_tensors]
+    tensors += [part for each in sparse for part in (each.values, each.indices)]
+    yield from ((tensor, False) for tensor in tensors)
+
+
+def _too_large(model: Model) -> bool:
+    """Tell whether a model may not fit a protobuf message; some is left for all but the data."""
+    return model.nbytes >= _PROTOBUF_LIMIT - 2**24
+
+
+def _moves(model: Model, tensor: onnx.TensorProto, initializer: bool, everywhere: bool) -> bool:
+    """Tell whether a tensor goes into the external file."""
+    raw = _raw_bytes(tensor)
+    if raw is None:
+        return False
+    large = len(raw) >= _EXTERNAL_THRESHOLD
+    # Constants mostly have no name: of those, one that came from outside speaks for all large ones.
+    came_so = tensor.name in model.external and (large or tensor.name != "")
+    return came_so or (large and (initializer or everywhere))
 
 
 def _externalise(model: Model, data: BinaryIO, location: str) -> onnx.ModelProto:
-    """Write large initializers to `data`; return a model that refers to them at `location`."""
+    """Write what `_moves` to `data`; return a model that refers to it at `location`."""
     result = onnx.ModelProto()
+    everywhere = _too_large(model)
     copy_fields(model.proto, result, but={"graph"})
     copy_fields(model.proto.graph, result.graph, but={"initializer"})
+    for tensor in _all_tensors(result):
+        if _moves(model, tensor, initializer=False, everywhere=everywhere):
+            _move(tensor, tensor, data, location)
     for tensor in model.proto.graph.initializer:
         stored = result.graph.initializer.add()
-        raw = _raw_bytes(tensor)
-        if raw is None or (len(raw) < _EXTERNAL_THRESHOLD and tensor.name not in model.external):
+        if _moves(model, tensor, initializer=True, everywhere=everywhere):
+            copy_fields(tensor, stored, but=_DATA_FIELDS)  # not the data, which are large
+            _move(tensor, stored, data, location)
+        else:
             stored.CopyFrom(tensor)
-            continue
-        data.write(b"\0" * (-data.tell() % _ALIGNMENT))
-        copy_fields(tensor, stored, but=_DATA_FIELDS)
-        stored.data_location = onnx.TensorProto.EXTERNAL
-        entries = {"location": location, "offset": data.tell(), "length": len(raw)}
-        for key, entry in entries.items():
-            stored.external_data.add(key=key, value=str(entry))
-        data.write(raw)
     return result
+
+
+def _move(
+    tensor: onnx.TensorProto, stored: onnx.TensorProto, data: BinaryIO, location: str
+) -> None:
+    """Write a tensor's data to `data`, and to `stored` where they are."""
+    raw = _raw_bytes(tensor)
+    assert raw is not None
+    data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+    for name in _DATA_FIELDS:
+        stored.ClearField(name)
+    stored.data_location = onnx.TensorProto.EXTERNAL
+    entries = {"location": location, "offset": data.tell(), "length": len(raw)}
+    for key, entry in entries.items():
+        stored.external_data.add(key=key, value=str(entry))
+    data.write(raw)
 
 
 def _raw_bytes(tensor: onnx.TensorProto) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,8 @@ class _FactorStore:
 
     def __call__(self, name: str, values: npt.NDArray[Any]) -> gs.Constant:
         values = np.ascontiguousarray(values)
-        key = (values.dtype.name, values.shape, values.tobytes())
+        digest = hashlib.blake2b(values.tobytes()).digest()
+        key = (values.dtype.name, values.shape, digest)
         if key not in self._made:
             self._made[key] = gs.Constant(self._namer(name), values)
         return self._made[key]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcp.errors import OnnxcpError
+from onnxcp.errors import ModelError, OnnxcpError
 from onnxcp.factorize import Factorized, FactorizePass, Ranks, selected
 from onnxcp.graph.chain import Chain, chain_macs, site_macs
 from onnxcp.graph.model import Model
@@ -144,15 +144,15 @@ def _decide(
     offers, refusals = _offers(site, menu, shape, macs)
     if not offers:
         return Decision(site, macs, None, None, tuple(refusals))
-    tell(f"{site.name}: timing chains")
     try:
+        tell(f"{site.name}: timing chains")
         bench = SiteBench(model, site, shape, machine)
-    except OnnxcpError as error:
+        options, slow = _faster(site, offers, macs, bench)
+        tell(f"{site.name}: decomposing")
+        option, result, unfit = _best(options, menu.target, bench)
+    except ModelError as error:
         alone = Refusal(site.name, Reason.UNSUPPORTED, f"it cannot be run alone: {error}")
         return Decision(site, macs, None, None, (*refusals, alone))
-    options, slow = _faster(site, offers, macs, bench)
-    tell(f"{site.name}: decomposing")
-    option, result, unfit = _best(options, menu.target, bench)
     return Decision(site, macs, option, result, (*refusals, *slow, *unfit))
 
 

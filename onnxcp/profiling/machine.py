@@ -49,7 +49,7 @@ class Machine:
         ProviderError
             If a provider is unknown, missing, or does not start.
         """
-        with _as_source(model) as source:
+        with as_source(model) as source:
             return open_session(
                 source,
                 providers=self.providers,
@@ -60,13 +60,14 @@ class Machine:
 
 
 @contextmanager
-def _as_source(model: Model) -> Iterator[Path | bytes]:
+def as_source(model: Model) -> Iterator[Path | bytes]:
+    """Give ONNX Runtime a model in memory: its file, its bytes, or a file while the block lasts."""
     if model.path is not None:
         yield model.path
     elif model.nbytes < _IN_MEMORY:
         yield model.proto.SerializeToString()
     else:
-        with tempfile.TemporaryDirectory(prefix="onnxcp-") as folder:
+        with tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
             save(model, path)
             yield path

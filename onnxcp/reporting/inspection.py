@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import re
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 
 from onnxcp.errors import DataError, ModelError
 from onnxcp.factorize import FactorizePass
-from onnxcp.graph.model import Model, save
+from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.shapes import infer_shapes
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.summary import node_macs
 from onnxcp.graph.view import GraphView
 from onnxcp.passes import registered_passes
-from onnxcp.profiling.inputs import Shape, assume_extents, random_feeds, session_inputs
-from onnxcp.profiling.machine import Machine, observe_shapes
-from onnxcp.profiling.nodes import NodeTime, node_origins, profile_nodes
+from onnxcp.profiling.inputs import Shape, assume_extents, session_inputs
+from onnxcp.profiling.machine import Machine, as_source, observe_shapes, runnable_feeds
+from onnxcp.profiling.nodes import node_origins, profile_nodes, sum_by
 from onnxcp.profiling.session import Feeds
-
-Timed = tuple[tuple[str | None, NodeTime], ...]
+from onnxcp.progress import Progress, silent
 
 _WARMUP, _ITERATIONS = 3, 10
+
+_WITHIN = (Reason.IN_SUBGRAPH, Reason.IN_FUNCTION)  # no nodes of the main graph
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,12 @@ class Inspection:
 
 
 def inspect_model(
-    model: Model, machine: Machine, shapes: Mapping[str, Shape], *, time: bool = True
+    model: Model,
+    machine: Machine,
+    shapes: Mapping[str, Shape],
+    *,
+    time: bool = True,
+    progress: Progress = silent,
 ) -> Inspection:
     """Look at every Conv, ConvTranspose, Gemm and MatMul of a network.
 
@@ -101,6 +106,8 @@ def inspect_model(
         Shapes of inputs.
     time
         Whether to time the nodes.
+    progress
+        Told how far the work is.
 
     Raises
     ------
@@ -110,19 +117,21 @@ def inspect_model(
         If a provider is unknown, missing, or does not start.
     """
     sites, refusals = find_sites(model)
-    timed: Timed = ()
+    seconds: dict[str, float] = {}
+    progress("running", 0, 1)
     known, feeds, untimed = _prepare(model, machine, shapes)
     if feeds is not None:
         try:
             wanted = {tensor for site in sites for tensor in (site.input, site.output)}
             if missing := wanted - known.keys():
                 known |= observe_shapes(model, missing, feeds, machine)
-            timed = time_nodes(model, feeds, machine) if time else ()
+            if time:
+                progress("timing nodes", 0, 1)
+                seconds = time_nodes(model, feeds, machine)
         except ModelError as error:
             untimed = str(error)
-    seconds = _by_node(timed)
     layers = _layers(model, sites, refusals, known, seconds)
-    total = sum(each.seconds_per_run for _, each in timed) if timed else None
+    total = sum(seconds.values()) if seconds else None
     return Inspection(tuple(layers), total, untimed if time else "")
 
 
@@ -131,16 +140,22 @@ def time_nodes(
     feeds: Feeds,
     machine: Machine,
     *,
-    warmup: int = _WARMUP,
-    iterations: int = _ITERATIONS,
-) -> Timed:
+    owner: Callable[[str], str] = str,
+) -> dict[str, float]:
     """Time the nodes of a model as ONNX Runtime runs them.
+
+    Parameters
+    ----------
+    model, feeds, machine
+        What to run, on what, and where.
+    owner
+        Maps a node of the model to what its time is summed under. By default its own name.
 
     Returns
     -------
-    tuple of (str or None, NodeTime)
-        With the node of the model that each stands for, under the name that a site would have, or
-        None where there is none (changes of layout).
+    dict of str to float
+        Seconds of one run. Nodes have the names that sites would have; what stands for no node of
+        the model (changes of layout) is under `""`.
 
     Raises
     ------
@@ -149,21 +164,22 @@ def time_nodes(
     """
     named = _with_names(model)
     origin = node_origins(named.proto.graph)
-    with tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder:
-        path = named.path
-        if path is None:
-            path = Path(folder) / "model.onnx"
-            save(named, path)
+    with as_source(named) as source:
         times = profile_nodes(
-            path,
+            source,
             feeds,
             providers=machine.providers,
             intra_op_num_threads=machine.intra_op_num_threads,
-            warmup=warmup,
-            iterations=iterations,
+            warmup=_WARMUP,
+            iterations=_ITERATIONS,
             label=f"'{model.name}'",
         )
-    return tuple((origin(each.name), each) for each in times)
+
+    def summed_under(reported: str) -> str | None:
+        name = origin(reported)
+        return None if name is None else owner(name)
+
+    return sum_by(times, summed_under)
 
 
 def chain_owner(families: Sequence[str]) -> Callable[[str], str]:
@@ -203,29 +219,33 @@ def _prepare(
         if "" in shapes and len(inputs) == 1:
             shapes = {inputs[0].name: shapes[""]}
         return infer_shapes(model, shapes), None, str(error)
-    feeds = random_feeds(session, shapes=assume_extents(specs, shapes))
+    try:
+        feeds = runnable_feeds(session, shapes, model.name)
+    except ModelError as error:
+        return infer_shapes(model, assume_extents(specs, shapes)), None, str(error)
     return infer_shapes(model, {name: value.shape for name, value in feeds.items()}), feeds, ""
 
 
 def _with_names(model: Model) -> Model:
     """Name the nodes of the main graph as sites are: a profile knows nodes by name only."""
-    names = [node.name for node in model.proto.graph.node]
-    if all(names) and len(set(names)) == len(names):
+    names = _names(model.proto.graph)
+    if names == [node.name for node in model.proto.graph.node]:
         return model
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    for node in proto.graph.node:
-        if (not node.name or names.count(node.name) > 1) and node.output:
-            node.name = node.output[0]
+    for node, name in zip(proto.graph.node, names, strict=True):
+        node.name = name
     return model.with_proto(proto)
 
 
-def _by_node(timed: Timed) -> dict[str, float]:
-    sums: dict[str, float] = {}
-    for name, each in timed:
-        if name is not None:
-            sums[name] = sums.get(name, 0.0) + each.seconds_per_run
-    return sums
+def _names(graph: onnx.GraphProto) -> list[str]:
+    """Return what `find_sites` calls the nodes of a graph, or would."""
+    counts = Counter(node.name for node in graph.node)
+    counts.update(n.output[0] for n in graph.node if n.output and n.output[0] != n.name)
+    return [
+        node.name if (node.name and counts[node.name] == 1) or not node.output else node.output[0]
+        for node in graph.node
+    ]
 
 
 def _layers(
@@ -238,13 +258,14 @@ def _layers(
     view = GraphView(model.proto.graph)
     families = installed_families()
     by_index = {site.index: site for site in sites}
-    why = {refusal.site: refusal for refusal in refusals}
-    names = [node.name for node in model.proto.graph.node]
+    why = {refusal.site: refusal for refusal in refusals if refusal.reason not in _WITHIN}
     layers = []
-    for index, node in enumerate(model.proto.graph.node):
+    for index, (node, name) in enumerate(
+        zip(model.proto.graph.node, _names(model.proto.graph), strict=True)
+    ):
         if site := by_index.get(index):
-            unfit = {name: family.applies(site) for name, family in families.items()}
-            fit = tuple(name for name, refusal in unfit.items() if refusal is None)
+            unfit = {family: kind.applies(site) for family, kind in families.items()}
+            fit = tuple(family for family, refusal in unfit.items() if refusal is None)
             refused = None if fit else _no_family(site, list(unfit.values()))
             layers.append(
                 Layer(
@@ -259,14 +280,13 @@ def _layers(
                     refusal=refused,
                 )
             )
-            continue
-        unique = node.name and names.count(node.name) == 1
-        name = node.name if unique else (node.output[0] if node.output else "")
-        if name in why:
-            layers.append(_refused(node, why.pop(name), view, known, seconds))
-    # What is left stands in bodies of If, Loop and Scan, and in functions.
+        elif name in why:
+            layers.append(_refused(node, why[name], view, known, seconds))
+    # Those in bodies of If, Loop and Scan, and in functions, may share names, with others too.
     layers += [
-        Layer(name, "", None, 1, None, None, None, (), refusal) for name, refusal in why.items()
+        Layer(refusal.site, "", None, 1, None, None, None, (), refusal)
+        for refusal in refusals
+        if refusal.reason in _WITHIN
     ]
     return layers
 

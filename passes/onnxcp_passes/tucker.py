@@ -13,7 +13,7 @@ Groups are projected one by one at shared ranks.
 
 from __future__ import annotations
 
-import functools
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +110,14 @@ class Tucker2(FactorizePass):
         )
 
 
-@functools.lru_cache(maxsize=1)  # of the site at hand: a search over ranks asks many times
-def _spectra(site: Site) -> tuple[tuple[Floats, Floats], ...]:
-    return tuple(channel_mode_spectra(kernel) for kernel in site.group_kernels())
+Spectra = tuple[tuple[Floats, Floats], ...]
+
+# A search over ranks asks many times. Weakly, since a site keeps its whole model alive.
+_KNOWN: weakref.WeakKeyDictionary[Site, Spectra] = weakref.WeakKeyDictionary()
+
+
+def _spectra(site: Site) -> Spectra:
+    """Return the spectra of both channel modes, group by group."""
+    if site not in _KNOWN:
+        _KNOWN[site] = tuple(channel_mode_spectra(kernel) for kernel in site.group_kernels())
+    return _KNOWN[site]

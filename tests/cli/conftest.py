@@ -103,6 +103,16 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A network that does not run on an input of length 1, and leaves the length open."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
+    weights = {"w": noise(4, 2, 5)}
+    path = tmp_path / "sound.onnx"
+    onnx.save(model_of(nodes, inputs={"x": ("N", 2, "L")}, weights=weights), path)
+    return path
+
+
+@pytest.fixture
 def labelled(tmp_path: Path) -> Path:
     path = tmp_path / "labelled.npz"
     labels = np.arange(8) % CLASSES

@@ -113,3 +113,7 @@ def test_bad_data(onnxcp: Run, model: Path, tmp_path: Path) -> None:
     done = onnxcp("compare", model, model, "--calibration-data", tmp_path / "bad.npz")
     assert done.code == 2
     assert "has shape [2, 3]" in done.err
+
+
+def test_open_extents_are_found_by_running(onnxcp: Run, sound: Path) -> None:
+    assert onnxcp("compare", sound, sound).code == 0

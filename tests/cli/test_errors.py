@@ -22,8 +22,8 @@ from tests.networks import noise
 QUICK = ("--passes", 'channel-svd{rank=1,nodes="conv"}')
 
 
-def assert_refused(done: Outcome, *words: str) -> None:
-    assert done.code == 2
+def assert_refused(done: Outcome, *words: str, code: int = 2) -> None:
+    assert done.code == code
     assert done.out == ""
     (sentence,) = done.err.splitlines()
     assert sentence.startswith("onnxcp: ")
@@ -108,6 +108,10 @@ def test_bad_options(onnxcp: Run, model: Path, options: list[str], words: list[s
         (["--energy", "much"], "not a valid float"),
         (["--macs", "0.5", "--energy", "0.9"], "--macs and --energy exclude each other"),
         (["--passes", "fold-batchnorm", "--macs", "0.5"], "--macs has no say there"),
+        (["--passes", "fold-batchnorm", "--families", "cp3"], "--families has no say there"),
+        (["--passes", "fold-batchnorm", "--nodes", "*"], "--nodes has no say there"),
+        (["--passes", "fold-batchnorm", "--exclude", "fc"], "--exclude has no say there"),
+        (["--passes", "fold-batchnorm", "--round-to", "auto"], "--round-to has no say there"),
         (["--families", "cp3,,cp4"], "empty name"),
         (["--round-to", "0"], "neither auto nor a whole number"),
         (["--eval-data", "a.npz", "--eval-script", "f.py:f"], "one of"),
@@ -248,11 +252,12 @@ class TestWhatWasNotForeseen:
         return run
 
     def test_a_fault_asks_for_a_report(self, failing: Run) -> None:
-        assert_refused(failing(IndexError("list index")), "please report it: IndexError: list")
+        done = failing(IndexError("list index"))
+        assert_refused(done, "please report it: IndexError: list", code=70)
 
     def test_verbose_shows_where(self, failing: Run) -> None:
         done = failing(IndexError("list index"), "-v")
-        assert done.code == 2
+        assert done.code == 70
         assert "Traceback" in done.err
         assert "in fail" in done.err
 

@@ -98,3 +98,43 @@ def test_layers_in_bodies_are_named(onnxcp: Run, tmp_path: Path) -> None:
     (layer,) = json.loads(onnxcp("inspect", path, "--json", "-q").out)["layers"]
     assert layer["name"] == "inner"
     assert layer["refusal"]["reason"] == "in a subgraph"
+
+
+def test_open_extents_are_found_by_running(onnxcp: Run, sound: Path) -> None:
+    record = json.loads(onnxcp("inspect", sound, "--json", "-q").out)
+    (layer,) = record["layers"]
+    assert record["untimed"] == ""
+    assert layer["input_shape"] == [1, 2, 64]
+
+
+def test_layers_of_one_name_in_bodies_are_all_listed(onnxcp: Run, tmp_path: Path) -> None:
+    """Both branches hold a `same`, and so does the main graph, where it is refused otherwise."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (bool c, float[1,2,4,4] x, float[2,2,1,1] w) => (float[1,2,4,4] y) {
+        [same] z = Conv(x, w)
+        [if] y = If(c) <then_branch = t () => (float[1,2,4,4] a) { [same] a = Conv(z, w) },
+                        else_branch = e () => (float[1,2,4,4] b) { [same] b = Conv(z, w) }>
+    }"""
+    path = tmp_path / "if.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    layers = json.loads(onnxcp("inspect", path, "--json", "-q").out)["layers"]
+    assert [(layer["name"], layer["op"], layer["refusal"]["reason"]) for layer in layers] == [
+        ("same", "Conv", "weight not constant"),
+        ("same", "", "in a subgraph"),
+        ("same", "", "in a subgraph"),
+    ]
+
+
+def test_a_layer_in_a_body_is_not_taken_for_a_node_of_the_main_graph(
+    onnxcp: Run, tmp_path: Path
+) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (bool c, float[1,2,4,4] x, float[2,2,1,1] w) => (float[1,2,4,4] y) {
+        [same] z = Relu(x)
+        [if] y = If(c) <then_branch = t () => (float[1,2,4,4] a) { [same] a = Conv(z, w) },
+                        else_branch = e () => (float[1,2,4,4] b) { b = Neg(z) }>
+    }"""
+    path = tmp_path / "if.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    (layer,) = json.loads(onnxcp("inspect", path, "--json", "-q").out)["layers"]
+    assert (layer["op"], layer["refusal"]["reason"]) == ("", "in a subgraph")

@@ -22,6 +22,7 @@ def test_help_lists_the_commands(onnxcp: Run, arguments: tuple[str, ...]) -> Non
     assert done.code == 0
     for command in COMMANDS:
         assert f"\n  {command} " in done.out
+    assert "70 a fault of onnxcp itself" in done.out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -83,3 +83,8 @@ def test_a_scalar_input_has_no_batch(onnxcp: Run, tmp_path: Path) -> None:
     done = onnxcp("profile", tmp_path / "scalar.onnx", "--iterations", "3")
     assert "runs per second" in done.err
     assert done.code == 0
+
+
+def test_open_extents_are_found_by_running(onnxcp: Run, sound: Path) -> None:
+    done = onnxcp("profile", sound, "--iterations", "3", "--json", "-q")
+    assert json.loads(done.out)["shapes"] == {"x": [1, 2, 64]}

@@ -18,7 +18,7 @@ from onnx.external_data_helper import convert_model_to_external_data, uses_exter
 
 from onnxcp.errors import ModelError, OutputError
 from onnxcp.graph import model as model_module
-from onnxcp.graph.model import Model, load, save
+from onnxcp.graph.model import Model, external_locations, load, save
 from tests.networks import conv_model, feeds_for, initializers, run
 from tests.peculiar import PECULIAR, plain, with_functions
 
@@ -37,6 +37,35 @@ def stored_outside(folder: Path, *, sizes: int = 0, location: str = "weights.bin
     convert_model_to_external_data(proto, location=location, size_threshold=sizes)
     onnx.save(proto, path)
     return path
+
+
+CONSTANT = np.arange(6 * 7 * 8, dtype=np.float32).reshape(1, 6, 7, 8)
+
+
+def constants_outside(folder: Path, *, named: bool = True) -> Path:
+    """Write a model whose only external data are a constant's and those of nested graphs."""
+    tensor = onnx.numpy_helper.from_array(CONSTANT, "k" if named else None)
+    inner = onnx.numpy_helper.from_array(CONSTANT, "inner")
+    for each in (tensor, inner):
+        each.ClearField("raw_data")
+        each.data_location = onnx.TensorProto.EXTERNAL
+        each.external_data.add(key="location", value="constants.bin")
+    (folder / "constants.bin").write_bytes(CONSTANT.tobytes())
+    make = onnx.helper.make_node
+    result = onnx.helper.make_tensor_value_info("r", onnx.TensorProto.FLOAT, CONSTANT.shape)
+    add = make("Add", ["y", "inner"], ["r"])
+    branch = onnx.helper.make_graph([add], "branch", [], [result], [inner])
+    proto = plain(
+        make("If", ["yes"], ["i"], then_branch=branch, else_branch=branch),
+        make("Constant", [], ["c"], value=tensor),
+        make("Add", ["i", "c"], ["z"]),
+        weights={"yes": np.array(True)},
+        outputs=["z"],
+    )
+    del proto.graph.initializer[1:2]
+    proto.graph.node[0].input.pop()
+    (folder / "constants.onnx").write_bytes(proto.SerializeToString())
+    return folder / "constants.onnx"
 
 
 def is_a_sentence(text: str) -> bool:
@@ -291,6 +320,50 @@ class TestExternalData:
         (tmp_path / "net.onnx").write_bytes(model(weight).SerializeToString())
         assert load(tmp_path / "net.onnx").proto == model(whole)
 
+    @pytest.mark.parametrize("named", [True, False])
+    def test_stays_external_wherever_it_came_so(self, named: bool, tmp_path: Path) -> None:
+        path = constants_outside(tmp_path, named=named)
+        model = load(path)
+        out = tmp_path / "out"
+        out.mkdir()
+        save(model, out / "net.onnx")
+        assert sorted(path.name for path in out.iterdir()) == ["net.onnx", "net.onnx.data"]
+        assert external_locations(out / "net.onnx") == {"net.onnx.data"}
+        assert (out / "net.onnx.data").stat().st_size == 2 * 4096 + CONSTANT.nbytes
+        assert load(out / "net.onnx").proto == model.proto
+        feeds = feeds_for(model.proto)
+        expected = run(model, feeds)[0]
+        np.testing.assert_array_equal(run(str(out / "net.onnx"), feeds)[0], expected)
+
+    def test_is_of_initializers_alone_if_the_model_came_whole(self, tmp_path: Path) -> None:
+        proto = load(constants_outside(tmp_path)).proto
+        save(load(proto), tmp_path / "net.onnx", external=True)
+        assert not (tmp_path / "net.onnx.data").exists()
+        assert onnx.load(tmp_path / "net.onnx") == proto
+
+    def test_holds_all_that_is_large_where_a_file_could_not(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        proto = load(constants_outside(tmp_path)).proto
+        assert load(proto).nbytes > 3 * CONSTANT.nbytes
+        monkeypatch.setattr(model_module, "_PROTOBUF_LIMIT", 2**24 + 3 * CONSTANT.nbytes)
+        save(load(proto), tmp_path / "net.onnx", external=False)
+        assert (tmp_path / "net.onnx.data").stat().st_size >= 3 * CONSTANT.nbytes
+        assert load(tmp_path / "net.onnx").proto == proto
+
+    def test_makes_no_file_that_would_be_empty(self, tmp_path: Path) -> None:
+        proto = plain()
+        del proto.graph.initializer[0]
+        save(load(proto), tmp_path / "net.onnx", external=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+        assert onnx.load(tmp_path / "net.onnx") == proto
+
+    def test_is_where_its_locations_say(self, tmp_path: Path) -> None:
+        assert external_locations(constants_outside(tmp_path)) == {"constants.bin"}
+        assert external_locations(stored_outside(tmp_path)) == {"weights.bin"}
+        save(load(large()), tmp_path / "net.onnx")
+        assert external_locations(tmp_path / "net.onnx") == set()
+
     @pytest.mark.parametrize(
         ("entry", "value", "reason"),
         [
@@ -411,6 +484,28 @@ class TestAtomic:
             save(load(other), tmp_path / "net.onnx", external=True)
         assert (tmp_path / "net.onnx.data").read_bytes() == data
         assert load(tmp_path / "net.onnx").proto == large()
+
+    @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()])
+    @pytest.mark.parametrize("there", [True, False])
+    def test_data_whose_model_cannot_follow_are_taken_back(
+        self, there: bool, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if there:
+            save(load(large()), tmp_path / "net.onnx", external=True)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        other = large()
+        other.graph.initializer[0].raw_data = b"\0" * len(other.graph.initializer[0].raw_data)
+        rename = Path.replace
+
+        def fail(path: Path, target: Path) -> Path:
+            if target.name == "net.onnx":
+                raise error
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "replace", fail)
+        with pytest.raises((OutputError, KeyboardInterrupt)):
+            save(load(other), tmp_path / "net.onnx", external=True)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_a_new_file_has_the_usual_permissions(self, tmp_path: Path) -> None:
         save(load(large()), tmp_path / "net.onnx")
