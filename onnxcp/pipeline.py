@@ -8,8 +8,7 @@ Grammar::
     value    := INT | FLOAT | "true" | "false" | "none" | WORD | STRING | "(" [ INT ("," INT)* ] ")"
 
 Where an option is a text, what stands there without quotes is taken to the letter: ``nodes=007``.
-Parsing and formatting are inverse to each other: text made by `format_pipeline` parses to equal
-passes.
+Parsing undoes formatting: ``str`` of each pass, joined by commas, parses to equal passes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import json
 import re
 import types
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -48,11 +46,6 @@ def parse_pipeline(text: str) -> tuple[Pass, ...]:
         option a value that it does not take.
     """
     return _Parser(text).pipeline()
-
-
-def format_pipeline(passes: Sequence[Pass]) -> str:
-    """Return the text that `parse_pipeline` makes `passes` of."""
-    return ",".join(str(each) for each in passes)
 
 
 @dataclass(frozen=True)

@@ -179,11 +179,11 @@ import sys
 from onnxcp.errors import OnnxcpError
 from onnxcp.graph.model import load, save
 from onnxcp.passes import PassManager, registered_passes
-from onnxcp.pipeline import format_pipeline, parse_pipeline
+from onnxcp.pipeline import parse_pipeline
 try:
     print(*registered_passes())
     passes = parse_pipeline(sys.argv[1])
-    assert parse_pipeline(format_pipeline(passes)) == passes
+    assert parse_pipeline(",".join(map(str, passes))) == passes
     model, records = PassManager(passes).run(load(sys.argv[2]))
     save(model, sys.argv[3])
     print(*(note for record in records for note in record.notes), sep="; ")

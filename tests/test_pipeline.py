@@ -16,7 +16,7 @@ from onnxcp_passes.tucker import Tucker2
 
 from onnxcp.errors import PassError
 from onnxcp.passes import Pass, registered_passes
-from onnxcp.pipeline import format_pipeline, parse_pipeline
+from onnxcp.pipeline import parse_pipeline
 
 PASSES: list[type[Pass]] = [FoldBatchNorm, ChannelSvd, SpatialSvd, Tucker2, Cp3, Cp4]
 
@@ -157,9 +157,9 @@ def passes(draw: st.DrawFn) -> Pass:
 @given(pipeline=st.lists(passes(), min_size=1, max_size=3))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_what_is_written_is_read_back(pipeline: list[Pass]) -> None:
-    text = format_pipeline(pipeline)
+    text = ",".join(map(str, pipeline))
     assert parse_pipeline(text) == tuple(pipeline)
-    assert format_pipeline(parse_pipeline(text)) == text
+    assert ",".join(map(str, parse_pipeline(text))) == text
 
 
 @given(text=st.text() | st.text(st.sampled_from('cp3{}rank=1,()"\\ ')))
@@ -173,4 +173,4 @@ def test_the_text_of_a_pass_has_what_differs_from_the_defaults() -> None:
     assert str(FoldBatchNorm()) == "fold-batchnorm"
     assert str(Cp4(rank=64, nodes="conv2*")) == 'cp4{rank=64,nodes="conv2*"}'
     assert str(Tucker2(rank=(8, 16), energy=0.5)) == "tucker2{rank=(8,16),energy=0.5}"
-    assert format_pipeline([FoldBatchNorm(), Cp3(macs=0.25)]) == "fold-batchnorm,cp3{macs=0.25}"
+    assert str(Cp3(macs=0.25)) == "cp3{macs=0.25}"

@@ -104,12 +104,11 @@ def parse_input_shapes(text: str) -> dict[str, Shape]:
 def resolve_shapes(
     specs: Sequence[InputSpec],
     shapes: Mapping[str, Shape] | None = None,
-    batch: int | None = None,
 ) -> dict[str, Shape]:
     """Give every input a shape without open extents.
 
-    An extent comes from `shapes`; else, the first one, from `batch`; else it is 1. Extents with
-    the same symbol are the same everywhere.
+    An extent comes from `shapes`, or else it is 1. Extents with the same symbol are the same
+    everywhere.
 
     Parameters
     ----------
@@ -117,13 +116,11 @@ def resolve_shapes(
         What the model wants.
     shapes
         Shapes of some inputs, as `parse_input_shapes` returns them.
-    batch
-        The first extent of the inputs that leave theirs open.
 
     Raises
     ------
     DataError
-        If a given shape or the batch does not fit the model.
+        If a given shape does not fit the model.
     """
     given = _named(specs, shapes or {})
     symbols: dict[str, int] = {}
@@ -131,21 +128,14 @@ def resolve_shapes(
         if spec.name in given:
             _require_shape(spec, given[spec.name])
             _bind_symbols(spec, given[spec.name], symbols)
-    if batch is not None:
-        _require_batch(specs, given, batch)
-        for spec in specs:
-            if spec.shape and isinstance(spec.shape[0], str):
-                symbols.setdefault(spec.shape[0], batch)
 
-    def extent(axis: int, wanted: int | str | None) -> int:
+    def extent(wanted: int | str | None) -> int:
         if isinstance(wanted, int):
             return wanted
-        if isinstance(wanted, str):
-            return symbols.get(wanted, 1)
-        return batch if axis == 0 and batch is not None else 1
+        return symbols.get(wanted, 1) if wanted is not None else 1
 
     return {
-        spec.name: given.get(spec.name, tuple(extent(*axis) for axis in enumerate(spec.shape)))
+        spec.name: given.get(spec.name, tuple(extent(axis) for axis in spec.shape))
         for spec in specs
     }
 
@@ -190,7 +180,6 @@ def random_feeds(
     *,
     shapes: Mapping[str, Shape] | None = None,
     seed: int = 0,
-    batch: int | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Make up values for every input, good enough for timing.
 
@@ -201,7 +190,7 @@ def random_feeds(
     ----------
     session
         The session to feed.
-    shapes, batch
+    shapes
         As for `resolve_shapes`.
     seed
         Of the random numbers.
@@ -212,7 +201,7 @@ def random_feeds(
         If a shape does not fit, or an input is no tensor.
     """
     specs = session_inputs(session)
-    resolved = resolve_shapes(specs, shapes, batch)
+    resolved = resolve_shapes(specs, shapes)
     rng = np.random.default_rng(seed)
     return {spec.name: _random(rng, spec.dtype, resolved[spec.name]) for spec in specs}
 
@@ -290,16 +279,6 @@ def _bind_symbols(spec: InputSpec, shape: Shape, symbols: dict[str, int]) -> Non
                 f"Input {spec} was given {_text(shape)}, but '{wanted}' was already given as "
                 f"{symbols[wanted]}."
             )
-
-
-def _require_batch(specs: Sequence[InputSpec], given: Mapping[str, Shape], batch: int) -> None:
-    """Refuse a batch that no input takes: what is measured would not be what was asked for."""
-    firsts = [spec.shape[0] for spec in specs if spec.shape and spec.name not in given]
-    if firsts and all(isinstance(first, int) and first != batch for first in firsts):
-        raise DataError(
-            f"A batch of {batch} was asked for, but the model fixes it: its inputs are "
-            f"{', '.join(map(str, specs))}."
-        )
 
 
 def _no_such_input(name: str, specs: Sequence[InputSpec]) -> DataError:

@@ -48,7 +48,6 @@ def open_session(
     intra_op_num_threads: int = 0,
     label: str = "",
     profile_prefix: str | Path | None = None,
-    optimized_model_path: str | Path | None = None,
 ) -> ort.InferenceSession:
     """Open a model for measuring: quiet, and without stealing cores from other sessions.
 
@@ -64,8 +63,6 @@ def open_session(
         What errors call the model. By default its path.
     profile_prefix
         Where to write a profile, as `<prefix>_<date>.json`. None: no profile.
-    optimized_model_path
-        Where to write the graph as ONNX Runtime runs it. None: nowhere.
 
     Raises
     ------
@@ -85,8 +82,6 @@ def open_session(
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile_prefix)
-    if optimized_model_path is not None:
-        options.optimized_model_filepath = os.fspath(optimized_model_path)
 
     label = label or ("the model" if isinstance(model, bytes) else f"'{model}'")
     with _as_model_error("load", label):

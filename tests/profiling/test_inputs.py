@@ -127,14 +127,10 @@ class TestResolveShapes:
         shapes = resolve_shapes([self.mask, self.image], {"x": (2, 3, 8, 9)})
         assert shapes == {"m": (2, 8), "x": (2, 3, 8, 9)}
 
-    def test_batch_is_the_first_extent(self) -> None:
+    def test_given_shapes_leave_the_other_inputs_open_extents_at_1(self) -> None:
         unknown = InputSpec("u", FLOAT, (None, None))
-        shapes = resolve_shapes([self.image, self.mask, self.fixed, unknown], batch=5)
-        assert shapes == {"x": (5, 3, 1, 1), "m": (5, 1), "f": (4, 3), "u": (5, 1)}
-
-    def test_shapes_outrank_the_batch(self) -> None:
-        shapes = resolve_shapes([self.image, self.mask], {"m": (2, 7)}, batch=5)
-        assert shapes == {"x": (2, 3, 7, 1), "m": (2, 7)}
+        shapes = resolve_shapes([self.image, self.mask, self.fixed, unknown], {"m": (2, 7)})
+        assert shapes == {"x": (2, 3, 7, 1), "m": (2, 7), "f": (4, 3), "u": (1, 1)}
 
     def test_a_shape_without_a_name(self) -> None:
         assert resolve_shapes([self.fixed], {"": (4, 3)}) == {"f": (4, 3)}
@@ -156,11 +152,6 @@ class TestResolveShapes:
         with pytest.raises(DataError, match=message):
             resolve_shapes([self.image, self.mask], shapes)
 
-    def test_refuses_a_batch_that_nothing_takes(self) -> None:
-        assert resolve_shapes([self.fixed], batch=4) == {"f": (4, 3)}
-        with pytest.raises(DataError, match=r"A batch of 8 .* inputs are 'f' \(4, 3\)"):
-            resolve_shapes([self.fixed], batch=8)
-
 
 class TestRandomFeeds:
     @pytest.mark.parametrize(
@@ -169,7 +160,7 @@ class TestRandomFeeds:
     )
     def test_runs(self, kind: str) -> None:
         opened = session(f"{kind}[N,3] x")
-        feeds = random_feeds(opened, batch=4)
+        feeds = random_feeds(opened, shapes={"x": (4, 3)})
         check_feeds(opened, feeds)
         assert feeds["x"].shape == (4, 3)
         if kind != "bfloat16":  # ONNX Runtime accepts it but cannot return it to Python.
