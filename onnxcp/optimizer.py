@@ -9,8 +9,9 @@ from typing import Any
 import numpy.typing as npt
 import onnxruntime as ort
 
-from onnxcp.calibration.data import Data, DataSource, load_data
-from onnxcp.errors import DataError, OnnxcpError, PassError
+from onnxcp.calibration.data import Data, load_calibration, load_labelled
+from onnxcp.calibration.sources import CalibrationSource, DataSource
+from onnxcp.errors import OnnxcpError, PassError
 from onnxcp.factorize import FactorizePass
 from onnxcp.graph.model import Model, ModelSource, load
 from onnxcp.graph.refusal import Refusal
@@ -144,7 +145,7 @@ def optimize(
     source: ModelSource | Model,
     settings: Settings | None = None,
     *,
-    data: DataSource | None = None,
+    data: DataSource | CalibrationSource | None = None,
     labelled: DataSource | None = None,
     evaluate: Evaluate | None = None,
     progress: Progress = silent,
@@ -163,8 +164,9 @@ def optimize(
     settings
         What to do.
     data
-        Samples to compare outputs on: an npz file, or arrays by input name. Without them, and
-        without `labelled`, seeded random inputs serve.
+        Samples to compare outputs on, as `onnxcp.calibration.data.load_data` takes them; at most
+        1024 unless a `CalibrationSource` says otherwise. Without them, and without `labelled`,
+        seeded random inputs serve.
     labelled
         Samples with an array `label` to score both networks on.
     evaluate
@@ -244,14 +246,14 @@ def optimize(
 
 
 def _data(
-    session: ort.InferenceSession, data: DataSource | None, labelled: DataSource | None
+    session: ort.InferenceSession,
+    data: DataSource | CalibrationSource | None,
+    labelled: DataSource | None,
 ) -> tuple[Data | None, Data | None]:
     """Return the samples to compare outputs on, and those to score on."""
     specs = session_inputs(session)
-    scored = None if labelled is None else load_data(labelled, specs)
-    if scored is not None and scored.labels is None:
-        raise DataError("The labelled data have no array 'label' of one class number per sample.")
-    return scored if data is None else load_data(data, specs), scored
+    scored = None if labelled is None else load_labelled(labelled, specs)
+    return scored if data is None else load_calibration(data, specs), scored
 
 
 def _shapes(model: Model, feeds: Feeds, machine: Machine) -> dict[str, Shape]:

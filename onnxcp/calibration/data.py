@@ -1,26 +1,25 @@
-"""Samples for a model, from npz files or arrays."""
+"""Samples for a model: what they are, and how arrays are fitted to its inputs."""
 
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxcp.calibration.files import Batch, find_files
+from onnxcp.calibration.fit import Fitted, agree, count_samples, fit, join
+from onnxcp.calibration.images import Normalize
+from onnxcp.calibration.preprocess import Preprocess
+from onnxcp.calibration.sources import CalibrationSource, DataSource, Found, find
 from onnxcp.errors import DataError
 from onnxcp.profiling.inputs import InputSpec
 
 Array = npt.NDArray[Any]
-
-DataSource: TypeAlias = "str | os.PathLike[str] | Mapping[str, Array]"
-
-LABELS = ("label", "labels", "y")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,158 +30,216 @@ class Data:
 
     Attributes
     ----------
-    arrays
-        By input name, in the types they were stored in.
+    parts
+        Arrays by input name, in the types they were stored in. Samples of one shape are one part;
+        those of several (pictures of varied size) are as many as they came in batches.
     specs
         What the model wants.
     labels
         True classes, ``(samples,)``, or None.
+    normalize
+        What is done to stored pixels when they are dealt out: as bytes they take a quarter of the
+        memory.
     """
 
-    arrays: Mapping[str, Array]
+    parts: tuple[Mapping[str, Array], ...]
     specs: tuple[InputSpec, ...]
     labels: npt.NDArray[np.int64] | None = None
+    normalize: Normalize | None = None
 
     def __len__(self) -> int:
-        return next((len(array) for array in self.arrays.values() if array.ndim), 1)
-
-    def feeds(self, start: int, stop: int) -> dict[str, Array]:
-        """Return samples `start` to `stop` in the types that the model wants."""
-        feeds = {}
-        for spec in self.specs:
-            values = self.arrays[spec.name]
-            dtype = np.dtype(object) if spec.dtype == "string" else spec.dtype
-            part = values[start:stop] if values.ndim else values
-            feeds[spec.name] = np.asarray(part, dtype=dtype, order="C")
-        return feeds
+        return sum(map(count_samples, self.parts))
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Yield feeds of `size` samples; the last of fewer, unless the model's batch is fixed.
+        """Yield feeds of `size` samples in the types that the model wants; the last of fewer.
 
-        A model of a fixed batch is fed batches of that size whatever `size` says, and what does
-        not fill one is left out.
+        Samples of several shapes come in the batches that they were given in, whatever `size`
+        says. A model of a fixed batch is fed batches of that size in any case, and what does not
+        fill one is left out.
         """
-        fixed = self.fixed_batch
-        size = fixed or size
-        stop = len(self) - (len(self) % size if fixed else 0)
-        for start in range(0, stop, size):
-            yield self.feeds(start, min(start + size, stop))
+        for part, start, stop in self._cuts(size):
+            yield self._feeds(part, start, stop)
+
+    def batch_count(self, size: int) -> int:
+        """Return how many batches `batches` yields."""
+        return sum(1 for _ in self._cuts(size))
 
     @property
     def fixed_batch(self) -> int | None:
         """The batch size that the model insists on, at the first input to do so, or None."""
-        firsts = (spec.shape[0] for spec in self.specs if spec.shape)
-        return next((size for size in firsts if isinstance(size, int)), None)
+        return _fixed_batch(self.specs)
 
     @property
     def used(self) -> int:
         """How many samples `batches` yields."""
-        return len(self) - (len(self) % self.fixed_batch if self.fixed_batch else 0)
+        return sum(stop - start for _, start, stop in self._cuts(len(self)))
+
+    def _cuts(self, size: int) -> Iterator[tuple[Mapping[str, Array], int, int]]:
+        fixed = self.fixed_batch
+        for part in self.parts:
+            count = count_samples(part)
+            stop = count - count % fixed if fixed else count
+            step = fixed or (count if len(self.parts) > 1 else size)
+            for start in range(0, stop, step):
+                yield part, start, min(start + step, stop)
+
+    def _feeds(self, part: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
+        feeds = {}
+        for spec in self.specs:
+            values = part[spec.name]
+            cut = values[start:stop] if values.ndim else values
+            if self.normalize is not None:
+                cut = self.normalize(cut)
+            dtype = np.dtype(object) if spec.dtype == "string" else spec.dtype
+            feeds[spec.name] = np.asarray(cut, dtype=dtype, order="C")
+        return feeds
 
 
-def load_data(source: DataSource, specs: Sequence[InputSpec]) -> Data:
-    """Take the inputs of a model, and labels if there are any, from an npz file or from arrays.
+def load_data(
+    source: DataSource,
+    specs: Sequence[InputSpec],
+    *,
+    preprocess: Preprocess | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Take the inputs of a model, and labels if there are any, from wherever samples come from.
 
     Parameters
     ----------
     source
-        Path of an npz file, or arrays by name. They are named as the model's inputs; for a model
-        of one input, a single array of any name will do. An array `label`, `labels` or `y` of one
-        class per sample, if no input is named so, is taken for labels. Values must be convertible
-        to the input's type without loss of range: uint8 pictures serve a float input as they are.
-        A scalar, for an input that may be one, is fed to the model with every batch.
+        One of:
+
+        - a npz file, or a dictionary of arrays, named as the model's inputs. For a model of one
+          input, a single array of any name will do;
+        - a npy file, or an array, for a model of one input;
+        - a folder of npz files, of npy files, of pictures, or of ``test_data_set_*/input_0.pb``
+          (see `onnxcp.calibration.files.array_batches`), searched to its bottom;
+        - a picture, for a model of one input of four axes;
+        - an `onnxruntime.quantization.CalibrationDataReader`, or an iterable, that gives
+          dictionaries of arrays, or of what `numpy.asarray` takes: each is one batch. Batches
+          whose samples differ in shape stay as they are;
+        - a function without arguments that returns one of these.
+
+        An array `label`, `labels` or `y` of one class per sample, if no input is named so, is
+        taken for labels. Values must be convertible to the input's type without loss of range:
+        uint8 pictures serve a float input as they are. A scalar, for an input that may be one, is
+        fed to the model with every batch.
     specs
         What the model wants, from `onnxcp.profiling.inputs.session_inputs`.
+    preprocess
+        What is done to pictures. By default they are stretched to the model's size, and scaled to
+        0..1 for an input of floats.
+    samples
+        Take at most so many; by default all. Files, and arrays in memory, are drawn from at
+        random and stay in order; of readers and iterables, which may be endless, the first are
+        taken. Pictures that were not drawn are not decoded. Batches that differ in the shape of
+        their samples are not cut.
+    seed
+        Of the drawing.
 
     Raises
     ------
     DataError
-        If the file cannot be read or does not fit the model; says what is wanted and what is given.
+        If something cannot be read or does not fit the model, or is not finite; says what is
+        wanted and what is given.
     """
-    if isinstance(source, Mapping):
-        origin, stored = (
-            "the given data",
-            {name: np.asarray(value) for name, value in source.items()},
-        )
-    else:
-        origin, stored = f"'{os.fspath(source)}'", _read(Path(source))
-    inputs = {spec.name for spec in specs}
-    named = [name for name in LABELS if name in stored and name not in inputs]
-    labels = _labels(origin, {name: stored.pop(name) for name in named})
-    if len(specs) == 1 and len(stored) == 1:
-        stored = {specs[0].name: next(iter(stored.values()))}
-    arrays = {}
-    for spec in specs:
-        if spec.name not in stored:
-            given = ", ".join(f"'{name}'" for name in stored) or "none"
-            raise DataError(f"In {origin} is no array for input {spec}; the arrays are: {given}.")
-        arrays[spec.name] = _fitting(origin, spec, stored[spec.name])
-    lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
-    if labels is not None:
-        lengths["labels"] = len(labels)
-    if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"'{name}' {count}" for name, count in lengths.items())
-        raise DataError(f"The arrays of {origin} differ in their number of samples: {counts}.")
-    if not arrays or 0 in lengths.values():
-        raise DataError(f"In {origin} are no samples.")
-    data = Data(arrays, tuple(specs), labels)
-    if data.used == 0:
+    fixed = _fixed_batch(specs)
+    if samples is not None and samples < (least := fixed or 1):
+        raise DataError(f"Of {samples} samples no batch of {least} can be made; ask for more.")
+    found = find(source, specs, preprocess)
+    rng = np.random.default_rng(seed)
+    taken = _taken(found, specs, samples, rng)
+    if not taken:
+        raise DataError(f"In {found.origin} are no samples.")
+    if agree(taken):
+        whole = join(taken)
+        if samples is not None and samples < len(whole):
+            drawn = rng.choice(len(whole), samples, replace=False, shuffle=False)
+            whole = whole.rows(
+                np.sort(drawn) if isinstance(found.batches, Sequence) else np.arange(samples)
+            )
+        if fixed and len(whole) < fixed:
+            raise DataError(
+                f"In {found.origin} are {len(whole)} samples, fewer than one batch of {fixed}, "
+                "which the model is fixed at."
+            )
+        taken = [whole]
+    elif fixed:
+        full = (each.rows(np.arange(len(each) - len(each) % fixed)) for each in taken)
+        taken = [each for each in full if len(each)]
+        if not taken:
+            raise DataError(
+                f"The samples of {found.origin} differ in shape, and nowhere do {fixed} of one "
+                "shape come together, the batch that the model is fixed at."
+            )
+    labels = [each.labels for each in taken if each.labels is not None]
+    return Data(
+        tuple(each.arrays for each in taken),
+        tuple(specs),
+        np.concatenate(labels) if labels else None,
+        found.normalize,
+    )
+
+
+def load_labelled(source: DataSource, specs: Sequence[InputSpec]) -> Data:
+    """Load all samples of a source that has labels.
+
+    Raises
+    ------
+    DataError
+        As `load_data`, and if there are no labels.
+    """
+    if isinstance(source, str | os.PathLike) and find_files(Path(source))[0] == "pictures":
         raise DataError(
-            f"In {origin} are {len(data)} samples, fewer than one batch of {data.fixed_batch}, "
-            "which the model is fixed at."
+            f"'{os.fspath(source)}' holds pictures, which have no labels; give npz files with an "
+            "array 'label' of one class number per sample."
         )
+    data = load_data(source, specs)
+    if data.labels is None:
+        raise DataError("The labelled data have no array 'label' of one class number per sample.")
     return data
 
 
-def _read(path: Path) -> dict[str, Array]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise DataError(f"'{path}' is a single array; save it with numpy.savez.")
-        with loaded as file:
-            members = {name: file[name] for name in file.files}
-            return {name: each for name, each in members.items() if isinstance(each, np.ndarray)}
-    except FileNotFoundError:
-        raise DataError(f"There is no file '{path}'.") from None
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        # RuntimeError: what is encrypted, or compressed in a way that zipfile does not know.
-        raise DataError(
-            f"'{path}' cannot be read as an npz file: {error}".rstrip(".") + "."
-        ) from None
+def load_calibration(source: DataSource | CalibrationSource, specs: Sequence[InputSpec]) -> Data:
+    """Load samples to calibrate on; a plain source is that with the defaults of its class.
+
+    Raises
+    ------
+    DataError
+        As `load_data`.
+    """
+    if not isinstance(source, CalibrationSource):
+        source = CalibrationSource(source)
+    return load_data(
+        source.data,
+        specs,
+        preprocess=source.preprocess,
+        samples=source.samples,
+        seed=source.seed,
+    )
 
 
-def _labels(origin: str, found: dict[str, Array]) -> npt.NDArray[np.int64] | None:
-    for name, values in found.items():
-        if values.ndim != 1 or values.dtype.kind not in "iu":
-            raise DataError(
-                f"Array '{name}' of {origin} should hold one class number per sample; it is of "
-                f"type {values.dtype} and shape {list(values.shape)}."
-            )
-        return values.astype(np.int64)
-    return None
+def _taken(
+    found: Found, specs: Sequence[InputSpec], samples: int | None, rng: np.random.Generator
+) -> list[Fitted]:
+    """Read batches until there are enough samples; return them in the order of the source."""
+    order: Iterable[tuple[int, Batch]] = enumerate(found.batches)
+    if samples is not None and isinstance(found.batches, Sequence):
+        batches = found.batches
+        order = ((int(place), batches[place]) for place in rng.permutation(len(batches)))
+    taken: dict[int, Fitted] = {}
+    count = 0
+    for place, batch in order:
+        taken[place] = fit(batch.origin, batch.read(), specs)
+        count += len(taken[place])
+        if samples is not None and count >= samples:
+            break
+    if len({each.labels is None for each in taken.values()}) > 1:
+        raise DataError(f"Some batches of {found.origin} have labels, and others have none.")
+    return [taken[place] for place in sorted(taken)]
 
 
-def _fitting(origin: str, spec: InputSpec, values: Array) -> Array:
-    def wrong(what: str) -> DataError:
-        return DataError(
-            f"Array '{spec.name}' of {origin} {what}; input {spec} wants {spec.dtype}."
-        )
-
-    if spec.dtype == "string":
-        if values.dtype.kind not in "OUS":
-            raise wrong(f"is of type {values.dtype}")
-        if values.dtype.kind == "S":
-            try:
-                values = np.char.decode(values, "utf-8")
-            except UnicodeDecodeError:
-                raise wrong("is not in UTF-8") from None
-    elif not np.can_cast(values.dtype, spec.dtype, casting="same_kind"):
-        raise wrong(f"is of type {values.dtype}")
-    if not spec.shape:  # a scalar, or of unknown rank
-        return values
-    if values.ndim != len(spec.shape):
-        raise wrong(f"has shape {list(values.shape)}")
-    for given, wanted in zip(values.shape[1:], spec.shape[1:], strict=True):
-        if isinstance(wanted, int) and wanted != given:
-            raise wrong(f"has shape {list(values.shape)}")
-    return values
+def _fixed_batch(specs: Iterable[InputSpec]) -> int | None:
+    firsts = (spec.shape[0] for spec in specs if spec.shape)
+    return next((size for size in firsts if isinstance(size, int)), None)

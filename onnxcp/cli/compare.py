@@ -10,7 +10,7 @@ import click
 
 from onnxcp.cli.options import (
     PATH,
-    data_option,
+    calibration_options,
     input_shapes_option,
     json_option,
     machine_options,
@@ -21,6 +21,7 @@ from onnxcp.cli.terminal import Terminal
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+    from onnxcp.calibration.sources import CalibrationSource
     from onnxcp.profiling.compare import Infer, OutputDifference
     from onnxcp.profiling.inputs import Shape
     from onnxcp.profiling.machine import Machine
@@ -50,7 +51,7 @@ _RANDOM_BATCHES = 4
     help="An output of which no element differs by more than this passes, whatever its "
     "relative error.",
 )
-@data_option
+@calibration_options
 @input_shapes_option
 @machine_options
 @json_option
@@ -63,7 +64,7 @@ def compare(
     *,
     rtol: float,
     atol: float,
-    calibration_data: Path | None,
+    calibration: CalibrationSource | None,
     input_shapes: dict[str, Shape],
     machine: Machine,
     as_json: bool,
@@ -74,7 +75,7 @@ def compare(
     Of outputs that are no floats, the share of unequal elements counts as the relative error. The
     exit code is 1 if any output fails or cannot be compared.
     """
-    from onnxcp.calibration.data import load_data
+    from onnxcp.calibration.data import load_calibration
     from onnxcp.graph.model import load
     from onnxcp.profiling.compare import compare as differences_of
     from onnxcp.profiling.inputs import assume_extents, check_feeds, random_feeds, session_inputs
@@ -85,7 +86,7 @@ def compare(
         progress("loading", 0, 1)
         first = machine.open(load(a), label=f"'{a}'")
         second = machine.open(load(b), label=f"'{b}'")
-        if calibration_data is None:
+        if calibration is None:
             feeds = runnable_feeds(first, input_shapes, str(a))
             check_feeds(second, feeds)
             shapes = {name: value.shape for name, value in feeds.items()}
@@ -95,11 +96,10 @@ def compare(
             )
         else:
             specs = session_inputs(first)
-            data = load_data(calibration_data, specs)
+            data = load_calibration(calibration, specs)
             shapes = assume_extents(specs, input_shapes)
             size = max((shape[0] for shape in shapes.values() if shape), default=1)
-            count = -(-data.used // (data.fixed_batch or size))
-            stream = data.batches(size)
+            count, stream = data.batch_count(size), data.batches(size)
             check_feeds(second, next(data.batches(size)))
         names = [output.name for output in first.get_outputs()]
         found = differences_of(
@@ -107,7 +107,7 @@ def compare(
         )
     judged = [(each, _within(each, rtol, atol)) for each in found]
     terminal.show(table.differences(judged))
-    if calibration_data is None:
+    if calibration is None:
         terminal.say("Compared on random inputs, for want of data.")
     failing = [each.name for each, within in judged if not within]
     if failing:
@@ -117,7 +117,7 @@ def compare(
     if as_json:
         outputs = [{**record.difference_record(each), "within": ok} for each, ok in judged]
         summary: dict[str, Any] = {"a": str(a), "b": str(b), "rtol": rtol, "atol": atol}
-        summary |= {"data_is_random": calibration_data is None, "within": not failing}
+        summary |= {"data_is_random": calibration is None, "within": not failing}
         terminal.json({**summary, "outputs": outputs})
     return 1 if failing else 0
 

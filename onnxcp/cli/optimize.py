@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from onnxcp.cli.options import (
     PATH,
+    calibration_options,
     comma_separated,
-    data_option,
+    given_options,
     input_shapes_option,
     json_option,
     machine_options,
@@ -22,6 +21,7 @@ from onnxcp.cli.options import (
 from onnxcp.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from onnxcp.calibration.sources import CalibrationSource
     from onnxcp.graph.model import Model
     from onnxcp.profiling.inputs import Shape
     from onnxcp.profiling.machine import Machine
@@ -96,12 +96,13 @@ def round_to_multiple(text: str) -> int | None:
 )
 @machine_options
 @input_shapes_option
-@data_option
+@calibration_options
 @click.option(
     "--eval-data",
     type=PATH,
-    metavar="X.npz",
-    help="Samples with an array 'label': accuracy is measured before and after.",
+    metavar="X.npz|DIR",
+    help="Samples with an array 'label', all of which are used: accuracy is measured before and "
+    "after. A folder is one of npz files.",
 )
 @click.option(
     "--eval-script",
@@ -134,7 +135,7 @@ def optimize(
     pipeline: str,
     machine: Machine,
     input_shapes: dict[str, Shape],
-    calibration_data: Path | None,
+    calibration: CalibrationSource | None,
     eval_data: Path | None,
     eval_script: str | None,
     report: Path | None,
@@ -153,7 +154,7 @@ def optimize(
     given = [name for name, value in targets.items() if value is not None]
     if len(given) > 1:
         raise click.UsageError(f"Give only one target: {' and '.join(given)} exclude each other.")
-    if pipeline and (idle := _given(_CHOOSING)):
+    if pipeline and (idle := given_options(*_CHOOSING)):
         raise click.UsageError(f"--passes are run as they stand; {idle[0]} has no say there.")
     if eval_data is not None and eval_script is not None:
         raise click.UsageError("Give one of --eval-data and --eval-script.")
@@ -182,8 +183,8 @@ def optimize(
     source = load(model)
     target = None if dry_run else output or model.with_name(f"{model.stem}.optimized.onnx")
     inputs = {"the input model": model}
-    if calibration_data is not None:
-        inputs["the calibration data"] = calibration_data
+    if calibration is not None and calibration.path is not None:
+        inputs["where the calibration data come from"] = calibration.path
     if eval_data is not None:
         inputs["the evaluation data"] = eval_data
     if eval_script is not None:
@@ -195,7 +196,7 @@ def optimize(
         result = run(
             source,
             settings,
-            data=calibration_data,
+            data=calibration,
             labelled=eval_data,
             evaluate=evaluate,
             progress=progress,
@@ -205,7 +206,7 @@ def optimize(
         model=str(model),
         command=terminal.command,
         output=None if target is None else str(target),
-        data=None if calibration_data is None else str(calibration_data),
+        data=None if calibration is None else str(calibration),
         labelled=None if eval_data is None else str(eval_data),
         script=eval_script,
     )
@@ -217,13 +218,6 @@ def optimize(
         terminal.say("No model was written, since this was a dry run.")
     if as_json:
         terminal.json(optimized_record(result, job, describe(machine)))
-
-
-def _given(parameters: Sequence[str]) -> list[str]:
-    """Return the options that were given, of those of these parameters."""
-    source = click.get_current_context().get_parameter_source
-    given = [name for name in parameters if source(name) is ParameterSource.COMMANDLINE]
-    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def _check(

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from onnxcp.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from onnxcp.calibration.preprocess import Preprocess
     from onnxcp.profiling.inputs import Shape
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -37,6 +39,13 @@ def input_shapes(text: str) -> dict[str, Shape]:
     from onnxcp.profiling.inputs import parse_input_shapes
 
     return parse_input_shapes(text)
+
+
+def given_options(*parameters: str) -> list[str]:
+    """Return the options that were typed, of those of these parameters."""
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in parameters if source(name) is ParameterSource.COMMANDLINE]
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def verbosity_options(command: Command) -> Command:
@@ -117,12 +126,83 @@ def input_shapes_option(command: Command) -> Command:
     )(command)
 
 
-def data_option(command: Command) -> Command:
-    """Add --calibration-data, received as `calibration_data`."""
-    return click.option(
+def sample_count(text: str) -> int | None:
+    """Return a number of samples, or None for ``all``."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"'{text}' is neither all nor a whole number from 1 on.")
+    return int(text)
+
+
+def preprocessing(text: str) -> Preprocess:
+    """Parse what is done to pictures."""
+    from onnxcp.calibration.preprocess import Preprocess
+
+    return Preprocess.parse(text)
+
+
+def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that tell what to calibrate on, received as one `calibration` or None."""
+
+    @click.option(
         "--calibration-data",
         type=PATH,
-        metavar="X.npz",
-        help="Samples to compare outputs on, one array for each input. Without them seeded "
-        "random inputs serve.",
-    )(command)
+        metavar="X.npz|DIR",
+        help="Samples to compare outputs on: an npz file of one array for each input, or a folder "
+        "of npz files, npy files or pictures. Without them seeded random inputs serve.",
+    )
+    @click.option(
+        "--data-loader-script",
+        metavar="F.py:FUNC",
+        help="Function that returns them instead: a path, a dictionary of arrays, a "
+        "CalibrationDataReader, or an iterable of batches, each a dictionary of arrays.",
+    )
+    @click.option(
+        "--preprocess",
+        type=preprocessing,
+        metavar="TEXT",
+        help="What is done to pictures: resize=N|HxW, crop=N|HxW, layout=nchw|nhwc, "
+        "channels=rgb|bgr|grey, scale=1/255, mean=M:M:M and std=S:S:S after scaling, "
+        "interpolation=bilinear|bicubic|nearest; such as 'resize=256,crop=224,"
+        "mean=0.485:0.456:0.406,std=0.229:0.224:0.225'. By default pictures are stretched to the "
+        "model's size, and scaled to 0..1 for an input of floats.",
+    )
+    @click.option(
+        "--calibration-samples",
+        type=sample_count,
+        default="1024",
+        show_default=True,
+        metavar="N|all",
+        help="Take so many samples at most: of files a seeded random choice, of what a function "
+        "gives the first.",
+    )
+    @functools.wraps(command)
+    def with_calibration(
+        *args: Any,
+        calibration_data: Path | None,
+        data_loader_script: str | None,
+        preprocess: Preprocess | None,
+        calibration_samples: int | None,
+        **kwargs: Any,
+    ) -> Any:
+        from onnxcp.calibration.sources import CalibrationSource, DataSource
+        from onnxcp.cli.script import deferred, split_reference
+
+        if calibration_data is not None and data_loader_script is not None:
+            raise click.UsageError("Give one of --calibration-data and --data-loader-script.")
+        data: DataSource
+        if calibration_data is not None:
+            data = path = calibration_data
+        elif data_loader_script is not None:
+            data, path = deferred(data_loader_script), split_reference(data_loader_script)[0]
+        else:
+            for option in given_options("preprocess", "calibration_samples"):
+                raise click.UsageError(
+                    f"{option} has no say without --calibration-data or --data-loader-script."
+                )
+            return command(*args, calibration=None, **kwargs)
+        calibration = CalibrationSource(data, preprocess, calibration_samples, path=path)
+        return command(*args, calibration=calibration, **kwargs)
+
+    return with_calibration

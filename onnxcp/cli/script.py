@@ -54,6 +54,23 @@ def load_function(text: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
+def deferred(text: str) -> Callable[[], Any]:
+    """Return a function that runs `script.py:function`, without arguments, when it is called.
+
+    Raises
+    ------
+    OnnxcpError
+        If the text is not of this form; what `load_function` raises, when it is called.
+    """
+    split_reference(text)
+
+    def call() -> Any:
+        return load_function(text)()
+
+    call.__name__ = text  # what messages call it
+    return call
+
+
 def _run(path: Path) -> ModuleType:
     name = f"onnxcp_script_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)

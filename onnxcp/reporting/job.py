@@ -21,8 +21,10 @@ class Job:
         The command line that does it again.
     output
         The file that was written, or None.
-    data, labelled, script
-        Files of samples and of an evaluation function, as the user named them, or None.
+    data
+        What samples it was calibrated on and how they were prepared, as one line, or None.
+    labelled, script
+        Files of labelled samples and of an evaluation function, as the user named them, or None.
     """
 
     settings: Settings

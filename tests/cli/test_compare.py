@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 from tests.cli.conftest import Run
 from tests.networks import conv_model, noise
@@ -64,6 +65,39 @@ def test_json(onnxcp: Run, model: Path, scaled: Path) -> None:
 
 def test_on_data(onnxcp: Run, model: Path, scaled: Path, labelled: Path) -> None:
     done = onnxcp("compare", model, scaled, "--calibration-data", labelled, "--rtol", "0.1")
+    assert done.code == 0
+    assert "random" not in done.err
+
+
+def test_on_what_a_script_loads(
+    onnxcp: Run, model: Path, scaled: Path, labelled: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "load.py"
+    script.write_text(
+        "import numpy\n"
+        "def load():\n"
+        "    print('loading')\n"
+        f"    arrays = numpy.load({str(labelled)!r})\n"
+        "    while True:\n"
+        "        yield {'x': arrays['x'][:3]}\n"
+    )
+    arguments = ("--data-loader-script", f"{script}:load", "--calibration-samples", "5", "--json")
+    done = onnxcp("compare", model, scaled, *arguments)
+    assert done.code == 1
+    record = json.loads(done.out)
+    assert record["data_is_random"] is False
+    assert record["outputs"][0]["relative"] == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("text", ["", "resize=12,crop=9", "mean=0.5,std=0.2,channels=bgr"])
+def test_on_pictures(onnxcp: Run, tmp_path: Path, text: str) -> None:
+    model, folder = tmp_path / "conv.onnx", tmp_path / "pictures"
+    onnx.save(conv_model((3, 3), channels=(3, 4), size=(9, 9), batch=1), model)
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (20, 30), (number, 0, 0)).save(folder / f"{number}.jpg")
+    preparation = ("--preprocess", text) if text else ()
+    done = onnxcp("compare", model, model, "--calibration-data", folder, *preparation)
     assert done.code == 0
     assert "random" not in done.err
 

@@ -92,6 +92,9 @@ def test_bad_models(onnxcp: Run, model: Path, command: str, case: str) -> None:
         (["--eval-script", "score.py"], ["Cannot read 'score.py'", "FILE.py:FUNCTION"]),
         (["--eval-script", "none.py:f"], ["There is no script 'none.py'"]),
         (["--calibration-data", "none.npz"], ["There is no file 'none.npz'"]),
+        (["--data-loader-script", "load.py"], ["Cannot read 'load.py'", "FILE.py:FUNCTION"]),
+        (["--data-loader-script", "none.py:f"], ["There is no script 'none.py'"]),
+        (["--preprocess", "size=3"], ["Cannot read 'size=3'", "resize, crop, layout"]),
     ],
 )  # fmt: skip
 def test_bad_options(onnxcp: Run, model: Path, options: list[str], words: list[str]) -> None:
@@ -115,6 +118,10 @@ def test_bad_options(onnxcp: Run, model: Path, options: list[str], words: list[s
         (["--families", "cp3,,cp4"], "empty name"),
         (["--round-to", "0"], "neither auto nor a whole number"),
         (["--eval-data", "a.npz", "--eval-script", "f.py:f"], "one of"),
+        (["--calibration-data", "a", "--data-loader-script", "f.py:f"], "one of --calibration"),
+        (["--preprocess", "crop=3"], "--preprocess has no say without --calibration-data"),
+        (["--calibration-samples", "3"], "--calibration-samples has no say without"),
+        (["--calibration-data", "a", "--calibration-samples", "0"], "neither all nor a whole"),
         (["--no-such-option"], "No such option"),
     ],
 )
@@ -156,6 +163,14 @@ class TestBadOutputs:
     def test_the_data(self, onnxcp: Run, model: Path, labelled: Path) -> None:
         done = onnxcp("optimize", model, labelled, "--eval-data", labelled, "--force")
         assert_refused(done, "it is the evaluation data")
+
+    @pytest.mark.parametrize("option", ["--calibration-data", "--data-loader-script"])
+    def test_what_the_calibration_data_come_from(
+        self, onnxcp: Run, model: Path, labelled: Path, option: str
+    ) -> None:
+        given = labelled if option == "--calibration-data" else f"{labelled}:load"
+        done = onnxcp("optimize", model, labelled, option, given, "--force")
+        assert_refused(done, "it is where the calibration data come from")
 
     def test_a_report_over_the_input(self, onnxcp: Run, model: Path) -> None:
         done = onnxcp("optimize", model, "--report", model, "--force")
@@ -209,6 +224,21 @@ class TestBadData:
         path.write_bytes(content)
         done = onnxcp("optimize", model, "--calibration-data", path)
         assert_refused(done, "cannot be read as an npz file")
+
+    def test_pictures_have_no_labels(self, onnxcp: Run, model: Path) -> None:
+        folder = model.with_name("pictures")
+        folder.mkdir()
+        (folder / "a.png").touch()
+        assert_refused(onnxcp("optimize", model, "--eval-data", folder), "have no labels")
+
+    def test_a_loader_that_fails(self, onnxcp: Run, model: Path) -> None:
+        script = model.with_name("load.py")
+        script.write_text("def load():\n    yield {}\n    print('working')\n")
+        done = onnxcp("optimize", model, "--data-loader-script", f"{script}:load")
+        assert_refused(done, f"In batch 1 of what '{script}:load' returned is no array for input")
+        script.write_text("def load():\n    raise OSError('no disk')\n")
+        done = onnxcp("optimize", model, "--data-loader-script", f"{script}:load")
+        assert_refused(done, f"'{script}:load' failed: OSError: no disk")
 
 
 SCRIPTS = {

@@ -161,6 +161,16 @@ class TestJson:
         assert record["settings"]["machine"]["providers"] == ["cpu"]
         assert record["environment"]["versions"]["onnxcp"]
 
+    def test_tells_what_data_served(self, optimize: Any, labelled: Path) -> None:
+        samples = ("--calibration-samples", "6")
+        done = optimize("--json", "--calibration-data", labelled, *samples, "--eval-data", labelled)
+        record = json.loads(done.out)
+        assert record["data_is_random"] is False
+        assert record["calibration_data"] == f"'{labelled}', at most 6 samples, seed 0"
+        assert record["eval_data"] == str(labelled)
+        assert record["eval_script"] is None
+        assert f"--calibration-data {labelled} --calibration-samples 6" in record["command"]
+
     def test_is_all_there_is_on_stdout_when_quiet(self, optimize: Any) -> None:
         done = optimize("--json", "-q")
         assert json.loads(done.out)["output"].endswith("net.optimized.onnx")
