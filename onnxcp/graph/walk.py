@@ -72,6 +72,24 @@ def names_defined(graph: onnx.GraphProto) -> set[str]:
     return names
 
 
+def names_captured(node: onnx.NodeProto) -> set[str]:
+    """Return the tensors from around a node that the graphs nested in it read."""
+    return set().union(*(_names_free(nested) for nested in attribute_graphs(node)))
+
+
+def _names_free(graph: onnx.GraphProto) -> set[str]:
+    own = {value.name for value in graph.input}
+    own.update(tensor.name for tensor in graph.initializer)
+    own.update(tensor.values.name for tensor in graph.sparse_initializer)
+    free: set[str] = set()
+    for node in graph.node:
+        free |= (set(node.input) | names_captured(node)) - own
+        own.update(node.output)
+    free |= {output.name for output in graph.output} - own
+    free.discard("")
+    return free
+
+
 def copy_fields(source: Any, target: Any, *, but: Collection[str]) -> None:
     """Copy the fields of a message to an empty one of its kind, without those named in `but`."""
     for descriptor, value in source.ListFields():
