@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from onnxcp.graph.model import Model, load, save
     from onnxcp.graph.refusal import Refusal
     from onnxcp.graph.site import Site, find_sites
-    from onnxcp.optimizer import Optimized, Settings, optimize
+    from onnxcp.optimizer import Optimized, optimize
     from onnxcp.passes import Context, Pass, PassManager, PassResult, registered_passes
     from onnxcp.pipeline import parse_pipeline
     from onnxcp.profiling.machine import Machine
+    from onnxcp.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -39,7 +40,7 @@ _HOMES = {
     "PassManager": "onnxcp.passes",
     "PassResult": "onnxcp.passes",
     "Refusal": "onnxcp.graph.refusal",
-    "Settings": "onnxcp.optimizer",
+    "Settings": "onnxcp.settings",
     "Site": "onnxcp.graph.site",
     "find_sites": "onnxcp.graph.site",
     "load": "onnxcp.graph.model",

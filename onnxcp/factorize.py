@@ -11,7 +11,7 @@ import fnmatch
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,12 +23,16 @@ from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
+from onnxcp.linalg.multilinear import Product, refine
 from onnxcp.linalg.ranks import round_rank
 from onnxcp.passes import Context, Pass, PassResult
 
 Floats = npt.NDArray[np.floating[Any]]
 Ranks = tuple[int, ...]
 Factors = tuple[Floats, ...]
+
+SPATIAL = "ijk"
+"""Subscripts of the spatial axes of a kernel, one after the other."""
 
 _NOMINAL_GRID = 32  # output positions per axis where the input's shape is unknown
 
@@ -102,8 +106,54 @@ class FactorizePass(Pass):
         """Arrange factors as the steps of a chain."""
 
     @abstractmethod
+    def product(self, site: Site) -> Product:
+        """Return how the factors of one group make its kernel, in the order of the chain.
+
+        A factor is the weight of a step, ``(out, in, *k)``, and its subscripts are what is left of
+        these axes without those of length 1 that no letter stands for: `t` and `s` for output and
+        input channels of the group, those of `SPATIAL` for the spatial axes of the kernel, any
+        other for a rank.
+        """
+
     def kernel(self, site: Site, factors: Factors) -> Floats:
         """Multiply factors out to the kernel ``(T, S / group, *k)`` that they stand for."""
+        product = self.product(site)
+        groups = _operands(product, site, factors)
+        return np.concatenate([product.multiply(operands) for operands in groups])
+
+    def refine(
+        self,
+        site: Site,
+        factors: Factors,
+        targets: Sequence[Floats],
+        grams: Sequence[Floats],
+        sweeps: int | None = None,
+    ) -> Factors:
+        """Bring factors as close as possible to given kernels in the norm of the data.
+
+        Parameters
+        ----------
+        site
+            The site.
+        factors
+            Where to start from.
+        targets
+            For each group, the kernel ``(T / G, S / G, *k)`` to approximate.
+        grams
+            For each group, the covariance ``(P, P)`` of its input patches, positive definite.
+        sweeps
+            Of alternating least squares at most; 0 solves the last factor only.
+        """
+        product = self.product(site)
+        refined = []
+        groups = _operands(product, site, factors)
+        for operands, target, gram in zip(groups, targets, grams, strict=True):
+            options = {} if sweeps is None else {"sweeps": sweeps}
+            refined.append(refine(product, operands, target, gram, **options)[0])
+        return tuple(
+            np.concatenate(parts).reshape(factor.shape)
+            for parts, factor in zip(zip(*refined, strict=True), factors, strict=True)
+        )
 
     def ranks_on_path(self, site: Site, share: float) -> Ranks:
         """Return ranks that grow from ones to `full_ranks` as `share` goes from 0 to 1."""
@@ -189,11 +239,16 @@ class FactorizePass(Pass):
 
     def apply(self, site: Site, ranks: Ranks) -> Factorized:
         """Decompose a site at given ranks and measure how far the result is from the original."""
-        factors = self.factorize(site, ranks)
+        return self.measured(site, ranks, self.factorize(site, ranks))
+
+    def measured(
+        self, site: Site, ranks: Ranks, factors: Factors, bias: Floats | None = None
+    ) -> Factorized:
+        """Say how far the kernel that factors stand for is from the original."""
         original, kernel = site.kernel(), self.kernel(site, factors)
         norm = float(np.linalg.norm(original))
         error = float(np.linalg.norm(kernel - original)) / norm if norm else 0.0
-        return Factorized(self, site, ranks, factors, error)
+        return Factorized(self, site, ranks, factors, error, bias)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Factorise every site that `nodes` names and this family can express.
@@ -202,7 +257,7 @@ class FactorizePass(Pass):
         """
         if sum(option is not None for option in (self.rank, self.energy, self.macs)) != 1:
             raise PassError(f"Pass '{self.name}' needs exactly one of rank=, energy= and macs=.")
-        notes, chains = [], {}
+        notes, results = [], {}
         sites = [s for s in find_sites(model)[0] if selected(s.name, self.nodes, self.exclude)]
         if not sites:
             notes.append(f"no site has a name that matches '{self.nodes}'")
@@ -212,11 +267,15 @@ class FactorizePass(Pass):
             if isinstance(outcome, Refusal):
                 notes.append(str(outcome))
                 continue
-            chains[site] = (self.name, outcome.chain)
-            ranks = "x".join(map(str, outcome.ranks))
-            notes.append(f"{site.name}: {self.name} rank {ranks}, weight error {outcome.error:.3g}")
-        if not chains:
+            results[site] = outcome
+        if not results:
             return PassResult(model, changed=False, notes=tuple(notes))
+        if context.refit is not None:
+            results = dict(context.refit(model, results))
+        for site, result in results.items():
+            ranks = "x".join(map(str, result.ranks))
+            notes.append(f"{site.name}: {self.name} rank {ranks}, weight error {result.error:.3g}")
+        chains = {site: (self.name, result.chain) for site, result in results.items()}
         return PassResult(splice(model, chains), changed=True, notes=tuple(notes))
 
     def _one(self, site: Site, input_shape: Sequence[int] | None) -> Factorized | Refusal:
@@ -244,6 +303,8 @@ class Factorized:
         What came of it.
     error
         Relative Frobenius error of the kernel that the factors stand for.
+    bias
+        What takes the place of the site's bias, ``(T,)``; None keeps it.
     """
 
     family: FactorizePass
@@ -251,16 +312,31 @@ class Factorized:
     ranks: Ranks
     factors: Factors
     error: float
+    bias: Floats | None = None
 
     @property
     def chain(self) -> Chain:
         """What the site becomes."""
-        return self.family.lower(self.site, self.factors)
+        return replace(self.family.lower(self.site, self.factors), bias=self.bias)
 
     @property
     def kernel(self) -> Floats:
         """The kernel ``(T, S / group, *k)`` that the chain stands for, multiplied out anew."""
         return self.family.kernel(self.site, self.factors)
+
+
+def _operands(product: Product, site: Site, factors: Factors) -> list[list[Floats]]:
+    """Return, for each group, its factors without the axes that no subscript stands for."""
+    spatial = dict(zip(SPATIAL, site.kernel_shape[2:], strict=False))
+    groups = []
+    for parts in zip(*(np.split(factor, site.group) for factor in factors), strict=True):
+        operands = []
+        for letters, part in zip(product.operands, parts, strict=True):
+            channels = sum(letter not in spatial for letter in letters)
+            sizes = [spatial[letter] for letter in letters if letter in spatial]
+            operands.append(part.reshape(*part.shape[:channels], *sizes))
+        groups.append(operands)
+    return groups
 
 
 def selected(name: str, nodes: str, exclude: str = "") -> bool:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import EntryPoint, entry_points
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from onnxcp.errors import OnnxcpError, PassError
 from onnxcp.graph.check import Checker
@@ -37,10 +37,14 @@ class Context:
         serve to count multiply-adds.
     progress
         Called with a short text when a pass begins a part of its work that may take a while.
+    refit
+        Where there are data: given the model and, by site, what a pass has made of its weights
+        alone (`onnxcp.factorize.Factorized`), returns what is closest on the data, by site.
     """
 
     shapes: Shapes = field(default_factory=dict)
     progress: Callable[[str], None] = lambda _: None
+    refit: Callable[[Model, Mapping[Any, Any]], Mapping[Any, Any]] | None = None
 
 
 @dataclass(frozen=True)

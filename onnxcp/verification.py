@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 from onnxcp.calibration.data import Data
 from onnxcp.errors import OnnxcpError
+from onnxcp.factorize import Factorized
+from onnxcp.graph.chain import with_kernel
 from onnxcp.graph.model import Model
+from onnxcp.graph.site import Site
+from onnxcp.graph.splice import splice
 from onnxcp.profiling.compare import Batch, Infer, OutputDifference, accuracy, compare
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import Feeds, Runner, infer
@@ -25,6 +31,8 @@ Score = Callable[[ort.InferenceSession], float]
 _ROUNDS = 30
 _MIN_SECONDS = 2.0
 _MAX_SECONDS = 30.0
+
+_ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4, "float64": 1e-10}
 
 
 @dataclass(frozen=True)
@@ -47,17 +55,15 @@ class Verification:
     trial: Trial
 
 
-def verify(
+def output_differences(
     original: Model,
     rewritten: Model,
+    *,
     machine: Machine,
     feeds: Feeds,
-    *,
     samples: Data | None = None,
-    score: Score | None = None,
-    baseline: float | None = None,
-) -> Verification:
-    """Compare two networks.
+) -> tuple[OutputDifference, ...]:
+    """Compare the outputs of two networks.
 
     Parameters
     ----------
@@ -66,9 +72,46 @@ def verify(
     machine
         Where to run them.
     feeds
-        What to time them with; without `samples`, also what to compare their outputs on.
+        What to run them on without `samples`.
     samples
-        Data to compare outputs on, in batches of the size of `feeds`.
+        Data to compare on, in batches of the size of `feeds`.
+    """
+    a = machine.open(original)
+    b = machine.open(rewritten, label="the rewritten network")
+    names = [output.name for output in a.get_outputs()]
+    batches: Iterable[Batch] = [feeds] if samples is None else samples.batches(batch_size(feeds))
+    return compare(_infer(a), _infer(b), batches, names)
+
+
+def total_error(differences: Iterable[OutputDifference]) -> float:
+    """Return the sum of the errors of all outputs; infinite where one is not finite any more."""
+    return sum(
+        math.inf if each.finite_a and not each.finite_b else each.error for each in differences
+    )
+
+
+def verify(
+    original: Model,
+    rewritten: Model,
+    machine: Machine,
+    feeds: Feeds,
+    differences: tuple[OutputDifference, ...],
+    *,
+    score: Score | None = None,
+    baseline: float | None = None,
+) -> Verification:
+    """Score and time two networks.
+
+    Parameters
+    ----------
+    original, rewritten
+        The networks.
+    machine
+        Where to run them.
+    feeds
+        What to time them with.
+    differences
+        How their outputs differ.
     score
         Scores a session, as `scorer` makes it.
     baseline
@@ -76,9 +119,6 @@ def verify(
     """
     a = machine.open(original)
     b = machine.open(rewritten, label="the rewritten network")
-    names = [output.name for output in a.get_outputs()]
-    batches: Iterable[Batch] = [feeds] if samples is None else samples.batches(batch_size(feeds))
-    differences = compare(_infer(a), _infer(b), batches, names)
     scores = None if score is None or baseline is None else (baseline, score(b))
     trial = paired(
         Runner(a, feeds).run,
@@ -137,3 +177,35 @@ def _evaluated(evaluate: Evaluate, session: ort.InferenceSession) -> float:
     except (Exception, SystemExit) as error:
         detail = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
         raise OnnxcpError(f"The evaluation function failed: {detail}.") from error
+
+
+def rounding_error(
+    alone: Model, site: Site, result: Factorized, feeds: Feeds, machine: Machine
+) -> float:
+    """Run a chain against the one kernel that it stands for; return their relative distance.
+
+    Parameters
+    ----------
+    alone, site
+        A model of one site's node, and the site in it.
+    result
+        Factors of the site's kernel.
+    feeds
+        What to run it on.
+    machine
+        Where.
+    """
+    label = f"'{result.site.name}'"
+    whole = splice(alone, {site: ("whole", with_kernel(site, result.kernel, result.bias))})
+    chain = splice(alone, {site: ("chain", result.chain)})
+    expected, got = (
+        infer(machine.open(model, label=label), feeds, label=label)[0].astype(np.float64)
+        for model in (whole, chain)
+    )
+    norm = float(np.linalg.norm(expected))
+    return float(np.linalg.norm(got - expected)) / norm if norm else 0.0
+
+
+def tolerable(site: Site, error: float) -> bool:
+    """Tell whether an error is what rounding of a site's type explains. NaN is not."""
+    return error <= _ROUNDING[site.dtype.name]

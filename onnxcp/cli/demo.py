@@ -11,7 +11,7 @@ from onnxcp.cli.options import PATH, verbosity_options
 from onnxcp.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from onnxcp.optimizer import Settings
+    from onnxcp.settings import Settings
 
 BATCH = 32
 MACS = 0.15
@@ -24,7 +24,7 @@ INPUT_SHAPE = (BATCH, 1, 24, 24)
 
 def settings() -> Settings:
     """Return what the demo asks of the main job."""
-    from onnxcp.optimizer import Settings
+    from onnxcp.settings import Settings
 
     return Settings(macs=MACS, families=FAMILIES, input_shapes={"image": INPUT_SHAPE})
 

@@ -162,11 +162,11 @@ def optimize(
     from onnxcp.cli import outcome
     from onnxcp.cli.script import load_function, split_reference
     from onnxcp.graph.model import load
-    from onnxcp.optimizer import Settings
     from onnxcp.optimizer import optimize as run
     from onnxcp.reporting.environment import describe
     from onnxcp.reporting.job import Job
     from onnxcp.reporting.record import optimized_record
+    from onnxcp.settings import Settings
 
     settings = Settings(
         macs=macs,

@@ -49,16 +49,30 @@ Step = ConvStep | MatrixStep
 class Chain:
     """Steps applied one after the other, in place of one site.
 
-    No step but the last has a bias, so that zero padding stays exact; the last one takes the
-    site's own.
+    No step but the last has a bias, so that zero padding stays exact.
+
+    Attributes
+    ----------
+    steps
+        The steps; a single one is the site itself with another weight.
+    bias
+        What the last step adds, ``(T,)``. None: what the site adds.
     """
 
     steps: tuple[Step, ...]
+    bias: Floats | None = None
 
     @property
     def parameters(self) -> int:
         """Number of weights, bias excluded."""
         return sum(step_weight(step).size for step in self.steps)
+
+
+def with_kernel(site: Site, kernel: Floats, bias: Floats | None = None) -> Chain:
+    """Return the site itself with another kernel ``(T, S / group, *k)``, and perhaps bias."""
+    if site.geometry is None:
+        return Chain((MatrixStep(kernel),), bias)
+    return Chain((ConvStep(kernel, site.geometry, site.group),), bias)
 
 
 def step_weight(step: Step) -> Floats:

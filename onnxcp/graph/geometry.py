@@ -125,6 +125,23 @@ class Geometry:
                 result.append((size[axis] + padding - extent) // stride + 1)
         return tuple(result)
 
+    def pads_for(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Return the pads of a Conv on an input of spatial shape `size`, those of SAME worked out.
+
+        ``(begin_1, ..., begin_n, end_1, ..., end_n)``, as in `pads`.
+        """
+        if not self.auto_pad.startswith("SAME"):
+            return self.pads
+        begins, ends = [], []
+        for axis, out in enumerate(self.output_size(size)):
+            extent = self.dilations[axis] * (self.kernel[axis] - 1) + 1
+            total = max((out - 1) * self.strides[axis] + extent - size[axis], 0)
+            smaller = total // 2
+            upper = self.auto_pad == "SAME_UPPER"
+            begins.append(smaller if upper else total - smaller)
+            ends.append(total - smaller if upper else smaller)
+        return (*begins, *ends)
+
     def attributes(self, group: int) -> dict[str, Any]:
         """Return the attributes of an ONNX node with this geometry."""
         result: dict[str, Any] = {

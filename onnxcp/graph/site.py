@@ -105,6 +105,18 @@ class Site:
         """Number of entries of the weight, bias excluded."""
         return int(np.prod(self.kernel_shape))
 
+    @property
+    def gain(self) -> float:
+        """What the product with the weight is multiplied by: `alpha` of a Gemm."""
+        return float(self.attributes.get("alpha", 1.0))
+
+    @property
+    def bias_gain(self) -> float:
+        """What the bias is multiplied by: `beta` of a Gemm; 0 where the operator has no bias."""
+        if self.op == "MatMul":
+            return 0.0
+        return float(self.attributes.get("beta", 1.0))
+
     def kernel(self) -> Floats:
         """Return the weight as ``(T, S / group, *kernel)`` in float32, or float64 if it is so."""
         value = self._load()

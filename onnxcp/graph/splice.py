@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxcp.graph.chain import Chain, ConvStep, Step, step_weight
+from onnxcp.graph.chain import Chain, ConvStep, Step, step_weight, with_kernel
 from onnxcp.graph.edit import edit, remove_dead_producers
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site, native, swap_channels
@@ -22,9 +22,11 @@ _OPSET_OPTIONAL_GEMM_BIAS = 11
 def splice(model: Model, chains: Mapping[Site, tuple[str, Chain]]) -> Model:
     """Replace sites by chains.
 
-    The last node of a chain writes the site's output tensor and takes over the site's bias; all
-    other nodes of the graph stay as they are, in their order. Factors are stored in the type of
-    the site's weight, equal ones only once.
+    The last node of a chain writes the site's output tensor, and takes over the site's bias unless
+    the chain has one of its own; all other nodes of the graph stay as they are, in their order.
+    Factors are stored in the type of the site's weight, equal ones only once. A chain of one step
+    leaves the site's node in place, with another weight; a weight that is shared is replaced for
+    that site only.
 
     Parameters
     ----------
@@ -40,7 +42,10 @@ def splice(model: Model, chains: Mapping[Site, tuple[str, Chain]]) -> Model:
         emitter = _Emitter(model.opset, namer, _FactorStore(namer))
         nodes = {site: graph.nodes[site.index] for site in chains}
         for site, (label, chain) in chains.items():
-            _replace(graph, nodes[site], site, emitter.emit(nodes[site], site, label, chain))
+            if len(chain.steps) == 1:
+                emitter.reweigh(graph, nodes[site], site, label, chain)
+            else:
+                _replace(graph, nodes[site], site, emitter.emit(nodes[site], site, label, chain))
 
     return edit(model, change)
 
@@ -50,18 +55,9 @@ def replace_kernels(model: Model, kernels: Mapping[Site, npt.NDArray[Any]]) -> M
 
     A shared weight is replaced only for the sites that are named.
     """
-
-    def change(graph: gs.Graph) -> None:
-        namer = Namer(model.proto.graph)
-        for site, kernel in kernels.items():
-            node = graph.nodes[site.index]
-            values = np.ascontiguousarray(native(site, kernel).astype(site.dtype))
-            position = 0 if site.weight_on_left else 1
-            old = node.inputs[position]
-            node.inputs[position] = gs.Constant(namer(f"{site.weight}/replaced"), values)
-            remove_dead_producers(graph, old)
-
-    return edit(model, change)
+    return splice(
+        model, {site: ("replaced", with_kernel(site, kernel)) for site, kernel in kernels.items()}
+    )
 
 
 class _FactorStore:
@@ -91,7 +87,7 @@ class _Emitter:
     def emit(self, node: gs.Node, site: Site, label: str, chain: Chain) -> list[gs.Node]:
         """Return the nodes of a chain, which read what `node` reads; outputs are not wired yet."""
         current = node.inputs[1 if site.weight_on_left else 0]
-        bias = list(node.inputs)[2:]
+        bias = self._bias(node, site, label, chain)
         made = []
         for position, step in enumerate(chain.steps):
             last = position == len(chain.steps) - 1
@@ -110,6 +106,27 @@ class _Emitter:
                 new.outputs.append(current)
             made.append(new)
         return made
+
+    def reweigh(self, graph: gs.Graph, node: gs.Node, site: Site, label: str, chain: Chain) -> None:
+        """Give a node the weight and the bias of a chain of one step."""
+        position = 0 if site.weight_on_left else 1
+        old = [node.inputs[position], *list(node.inputs)[2:]]
+        values = native(site, step_weight(chain.steps[0])).astype(site.dtype)
+        node.inputs[position] = self._store(f"{site.weight}/{label}", values)
+        for bias in self._bias(node, site, label, chain):
+            if len(node.inputs) > 2:
+                node.inputs[2] = bias
+            else:
+                node.inputs.append(bias)
+        for tensor in old:
+            remove_dead_producers(graph, tensor)
+
+    def _bias(self, node: gs.Node, site: Site, label: str, chain: Chain) -> list[gs.Tensor]:
+        """Return what the last node of a chain adds: nothing, or one tensor."""
+        if chain.bias is None:
+            return list(node.inputs)[2:]
+        name = f"{site.bias or site.weight}/{label}/bias"
+        return [self._store(name, chain.bias.astype(site.dtype))]
 
     @staticmethod
     def _operator(
@@ -133,11 +150,12 @@ class _Emitter:
 
 def _replace(graph: gs.Graph, node: gs.Node, site: Site, chain: list[gs.Node]) -> None:
     """Wire the nodes of a chain to the outputs of the node that they replace."""
-    weight = node.inputs[0 if site.weight_on_left else 1]
+    constants = [node.inputs[0 if site.weight_on_left else 1], *list(node.inputs)[2:]]
     outputs = list(node.outputs)
     node.inputs.clear()
     node.outputs.clear()
     chain[-1].outputs.extend(outputs)
     at = graph.nodes.index(node)
     graph.nodes[at : at + 1] = chain
-    remove_dead_producers(graph, weight)
+    for tensor in constants:
+        remove_dead_producers(graph, tensor)

@@ -20,15 +20,15 @@ from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.ranks import round_rank
 from onnxcp.planning.latency import SiteBench
-from onnxcp.planning.option import Decision, Option
+from onnxcp.planning.option import Candidate, Decision, Option
 from onnxcp.profiling.machine import Machine
 from onnxcp.progress import Progress
+from onnxcp.verification import tolerable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _WORTHWHILE = 1.05  # an option must beat the site by this factor; less is lost again in a network
 _NOTABLE = 0.002  # share of the network's multiply-adds below which a site is not worth a look
-_ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4, "float64": 1e-10}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def decide(
         tell(f"{site.name}: choosing ranks")
         refusal = _not_worth_a_look(site, macs.get(site), total, menu)
         if refusal is not None:
-            decisions.append(Decision(site, macs.get(site), None, None, (refusal,)))
+            decisions.append(Decision(site, macs.get(site), reasons=(refusal,)))
             continue
         decisions.append(_decide(model, site, menu, known[site], macs[site], machine, tell))
     return decisions
@@ -143,17 +143,17 @@ def _decide(
 ) -> Decision:
     offers, refusals = _offers(site, menu, shape, macs)
     if not offers:
-        return Decision(site, macs, None, None, tuple(refusals))
+        return Decision(site, macs, reasons=tuple(refusals))
     try:
         tell(f"{site.name}: timing chains")
         bench = SiteBench(model, site, shape, machine)
         options, slow = _faster(site, offers, macs, bench)
         tell(f"{site.name}: decomposing")
-        option, result, unfit = _best(options, menu.target, bench)
+        candidates, unfit = _fit(options, menu.target, bench)
     except ModelError as error:
         alone = Refusal(site.name, Reason.UNSUPPORTED, f"it cannot be run alone: {error}")
-        return Decision(site, macs, None, None, (*refusals, alone))
-    return Decision(site, macs, option, result, (*refusals, *slow, *unfit))
+        return Decision(site, macs, reasons=(*refusals, alone))
+    return Decision(site, macs, tuple(candidates), (*refusals, *slow, *unfit))
 
 
 def _tell(progress: Progress, done: int, total: int, what: str) -> None:
@@ -223,37 +223,27 @@ def _faster(
     return options, refusals
 
 
-def _best(
+def _fit(
     options: list[Option], target: Target, bench: SiteBench
-) -> tuple[Option | None, Factorized | None, list[Refusal]]:
-    """Decompose and choose: the closest for a target of cost, the fastest for one of error."""
+) -> tuple[list[Candidate], list[Refusal]]:
+    """Decompose: all for a target of cost, the closest first; for one of error the fastest."""
     refusals: list[Refusal] = []
+    candidates: list[Candidate] = []
     if target.macs is None:
         options = sorted(options, key=lambda option: -option.trial.ratio)
-    best: tuple[Option, Factorized] | None = None
     for option in options:
         result = option.family.apply(option.site, option.ranks)
-        problem = _unfit(option, result, target, bench, best)
+        problem = _unfit(option, result, target, bench)
         if problem is not None:
             refusals.append(problem)
             continue
-        if best is not None:
-            refusals.append(_beaten(best, (option, result)))
-        best = (option, result)
+        candidates.append(Candidate(option, result))
         if target.macs is None:
             break
-    if best is None:
-        return None, None, refusals
-    return (*best, refusals)
+    return sorted(candidates, key=lambda each: each.result.error), refusals
 
 
-def _unfit(
-    option: Option,
-    result: Factorized,
-    target: Target,
-    bench: SiteBench,
-    best: tuple[Option, Factorized] | None,
-) -> Refusal | None:
+def _unfit(option: Option, result: Factorized, target: Target, bench: SiteBench) -> Refusal | None:
     """Say why a decomposition is not to be used, or None."""
     name = option.site.name
     if not np.isfinite(result.error):
@@ -262,21 +252,10 @@ def _unfit(
     if target.max_error is not None and result.error > target.max_error:
         detail = f"{option.family.name} has a weight error of {result.error:.3g}"
         return Refusal(name, Reason.INACCURATE, detail)
-    if best is not None and result.error >= best[1].error:
-        return _beaten((option, result), best)
     rounding = bench.rounding_error(result)
-    if not rounding <= _ROUNDING[option.site.dtype.name]:  # NaN, too, is no agreement
+    if not tolerable(option.site, rounding):
         detail = (
             f"{option.family.name} holds terms that cancel: rounding alone costs {rounding:.1e}"
         )
         return Refusal(name, Reason.INACCURATE, detail)
     return None
-
-
-def _beaten(loser: tuple[Option, Factorized], winner: tuple[Option, Factorized]) -> Refusal:
-    (option, result), (other, better) = loser, winner
-    detail = (
-        f"{option.family.name} has a weight error of {result.error:.3g}, "
-        f"{other.family.name} one of {better.error:.3g} at the same cost"
-    )
-    return Refusal(option.site.name, Reason.INACCURATE, detail)

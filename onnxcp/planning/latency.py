@@ -11,10 +11,11 @@ from onnxcp.graph.alone import INPUT, isolate
 from onnxcp.graph.chain import Chain, ConvStep, MatrixStep, Step, step_weight
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
-from onnxcp.graph.splice import replace_kernels, splice
+from onnxcp.graph.splice import splice
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import Runner
 from onnxcp.profiling.timing import Trial, paired
+from onnxcp.verification import rounding_error
 
 _ROUNDS = 16
 _MIN_SECONDS = 0.1
@@ -61,18 +62,8 @@ class SiteBench:
         )
 
     def rounding_error(self, result: Factorized) -> float:
-        """Run a chain against the one kernel that it stands for; return their relative distance.
-
-        It is a small multiple of the rounding of the site's type, unless the factors hold large
-        terms that cancel each other.
-        """
-        whole = self._runner(replace_kernels(self._alone, {self._site: result.kernel}))
-        chain = self._runner(splice(self._alone, {self._site: ("chain", result.chain)}))
-        whole.run()
-        chain.run()
-        expected, got = (r.outputs()[0].astype(np.float64) for r in (whole, chain))
-        norm = float(np.linalg.norm(expected))
-        return float(np.linalg.norm(got - expected)) / norm if norm else 0.0
+        """Return what a chain loses to rounding, as of `onnxcp.verification`."""
+        return rounding_error(self._alone, self._site, result, self._feeds, self._machine)
 
     def _runner(self, model: Model) -> Runner:
         label = f"'{self._name}' alone"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxcp.optimizer import Settings
+from onnxcp.settings import Settings
 
 
 @dataclass(frozen=True)

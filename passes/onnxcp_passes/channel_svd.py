@@ -13,17 +13,20 @@ convolutions are grouped. Matrices of Gemm and MatMul become two products.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks
+from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks
 from onnxcp.graph.chain import Chain, ConvStep, MatrixStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
+from onnxcp.linalg.moments import reduced_rank
+from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
-from onnxcp.linalg.svd import channel_kernel, channel_spectrum, channel_svd
+from onnxcp.linalg.svd import channel_spectrum, channel_svd
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,27 @@ class ChannelSvd(FactorizePass):
         mix = Geometry.pointwise(site.spatial_rank)
         return Chain((ConvStep(first, site.geometry, site.group), ConvStep(last, mix, site.group)))
 
-    def kernel(self, site: Site, factors: Factors) -> Floats:
-        """Multiply the factors out, group by group."""
-        first, last = (np.split(factor, site.group) for factor in factors)
-        return np.concatenate(
-            [channel_kernel(a, b.reshape(b.shape[:2])) for a, b in zip(first, last, strict=True)]
+    def product(self, site: Site) -> Product:
+        """Return ``rsij,tr->tsij``, with as many spatial axes as the kernel has."""
+        spatial = SPATIAL[: site.spatial_rank]
+        return Product((f"rs{spatial}", "tr"), f"ts{spatial}")
+
+    def refine(
+        self,
+        site: Site,
+        factors: Factors,
+        targets: Sequence[Floats],
+        grams: Sequence[Floats],
+        sweeps: int | None = None,  # noqa: ARG002
+    ) -> Factors:
+        """Return the best factors there are, by reduced-rank regression."""
+        rank = len(factors[0]) // site.group
+        pairs = [
+            reduced_rank(target.reshape(len(target), -1), gram, rank)
+            for target, gram in zip(targets, grams, strict=True)
+        ]
+        firsts, lasts = zip(*pairs, strict=True)
+        return (
+            np.concatenate(firsts).reshape(factors[0].shape),
+            np.concatenate(lasts).reshape(factors[1].shape),
         )

@@ -27,12 +27,13 @@ from math import ceil, prod
 import numpy as np
 
 from onnxcp.errors import PassError
-from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks
+from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
-from onnxcp.linalg.cp import CPResult, cp, cp_kernel, full_rank
+from onnxcp.linalg.cp import CPResult, cp, full_rank
+from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import singular_values
 from onnxcp_passes.refusals import needs_kernel, needs_splittable_axes
@@ -131,16 +132,10 @@ class _Cp(FactorizePass):
         )
         return Chain((ConvStep(first, mix, site.group), *middle, ConvStep(last, mix, site.group)))
 
-    def kernel(self, site: Site, factors: Factors) -> Floats:
-        """Multiply the factors out, group by group."""
-        groups = []
-        for first, *depthwise, last in zip(
-            *(np.split(factor, site.group) for factor in factors), strict=True
-        ):
-            channels_last = [f.reshape(len(f), -1).T for f in (first, *depthwise)]
-            tensor = cp_kernel((last.reshape(len(last), -1), *channels_last))
-            groups.append(self._untensor(site, tensor))
-        return np.concatenate(groups)
+    def product(self, site: Site) -> Product:
+        """Return ``rs,rij,tr->tsij``: between the ends one operand for each mode."""
+        modes = ("r" + "".join(SPATIAL[axis] for axis in mode) for mode in self.modes(site))
+        return Product(("rs", *modes, "tr"), f"ts{SPATIAL[: site.spatial_rank]}")
 
     def _fit(self, tensor: Floats, rank: int) -> CPResult:
         return cp(tensor, rank, sweeps=self.sweeps, seed=self.seed)
@@ -158,12 +153,6 @@ class _Cp(FactorizePass):
             kernel.transpose(0, 1, *(axis + 2 for axis in order)).reshape(shape)
             for kernel in site.group_kernels()
         ]
-
-    def _untensor(self, site: Site, tensor: Floats) -> Floats:
-        order = [axis for mode in self.modes(site) for axis in mode]
-        spatial = [site.kernel_shape[2 + axis] for axis in order]
-        back = np.argsort(order)
-        return tensor.reshape(*tensor.shape[:2], *spatial).transpose(0, 1, *(back + 2))
 
 
 @dataclass(frozen=True)

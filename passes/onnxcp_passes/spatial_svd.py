@@ -19,12 +19,13 @@ from math import prod
 import numpy as np
 
 from onnxcp.errors import PassError
-from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks
+from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Ranks
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
+from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
-from onnxcp.linalg.svd import spatial_kernel, spatial_spectrum, spatial_svd
+from onnxcp.linalg.svd import spatial_spectrum, spatial_svd
 from onnxcp_passes.refusals import needs_splittable_axes
 
 
@@ -91,18 +92,11 @@ class SpatialSvd(FactorizePass):
             )
         )
 
-    def kernel(self, site: Site, factors: Factors) -> Floats:
-        """Multiply the factors out, group by group."""
-        first_axes, last_axes = self._sides(site)
-        first, last = (np.split(factor, site.group) for factor in factors)
-        return np.concatenate(
-            [
-                spatial_kernel(
-                    a.reshape(*a.shape[:2], *first_axes), b.reshape(*b.shape[:2], *last_axes)
-                )
-                for a, b in zip(first, last, strict=True)
-            ]
-        )
+    def product(self, site: Site) -> Product:
+        """Return ``rsi,trj->tsij``, with as many spatial axes as the kernel has."""
+        spatial = SPATIAL[: site.spatial_rank]
+        first, last = spatial[: self.split], spatial[self.split :]
+        return Product((f"rs{first}", f"tr{last}"), f"ts{spatial}")
 
     def _sides(self, site: Site) -> tuple[tuple[int, ...], tuple[int, ...]]:
         spatial = site.kernel_shape[2:]

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks
+from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
+from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
-from onnxcp.linalg.tucker import channel_mode_spectra, tucker2, tucker2_kernel
+from onnxcp.linalg.tucker import channel_mode_spectra, tucker2
 from onnxcp_passes.refusals import needs_kernel
 
 
@@ -99,15 +100,10 @@ class Tucker2(FactorizePass):
             )
         )
 
-    def kernel(self, site: Site, factors: Factors) -> Floats:
-        """Multiply the factors out, group by group."""
-        groups = zip(*(np.split(factor, site.group) for factor in factors), strict=True)
-        return np.concatenate(
-            [
-                tucker2_kernel(u.reshape(u.shape[:2]).T, core, v.reshape(v.shape[:2]))
-                for u, core, v in groups
-            ]
-        )
+    def product(self, site: Site) -> Product:
+        """Return ``ps,qpij,tq->tsij``, with as many spatial axes as the kernel has."""
+        spatial = SPATIAL[: site.spatial_rank]
+        return Product(("ps", f"qp{spatial}", "tq"), f"ts{spatial}")
 
 
 Spectra = tuple[tuple[Floats, Floats], ...]

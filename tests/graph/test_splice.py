@@ -478,7 +478,7 @@ class TestTypes:
         assert site.geometry is not None
         kernel = noise(4, 6, 1, 1).transpose(1, 0, 2, 3)
         result = splice(model, {site: ("given", Chain((ConvStep(kernel, site.geometry),)))})
-        np.testing.assert_array_equal(initializers(result.proto)["w/given/0"], kernel)
+        np.testing.assert_array_equal(initializers(result.proto)["w/given"], kernel)
 
 
 class TestGemmBeforeItsBiasWasOptional:

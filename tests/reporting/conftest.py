@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxcp.optimizer import Optimized, Settings, optimize
+from onnxcp.optimizer import Optimized, optimize
 from onnxcp.reporting.job import Job
+from onnxcp.settings import Settings
 from tests.cli.conftest import TIMERS, made_up, network
 from tests.networks import noise
 

@@ -1,0 +1,210 @@
+"""Moments of what a site is given and of what it ought to put out.
+
+The rows that a site's kernel is applied to, input patches for a convolution, are drawn from every
+batch and summed up at once: no patch matrix of a whole batch is ever in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcp.graph.site import Site
+from onnxcp.linalg.moments import Accumulator, Moments
+
+Array = npt.NDArray[Any]
+
+LARGEST_GRAM = 5000
+"""Input patches with more entries are not looked at: a Gram matrix would take 200 MB and more."""
+
+_BLOCK = 2**26  # bytes of patches formed at once
+_PER_ENTRY = 20  # rows to draw for every entry of a patch, which as many unknowns depend on
+_ROWS = 50_000  # rows to draw at least, where there are so many
+_HELD_OUT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Moments at a site, group by group.
+
+    Attributes
+    ----------
+    fit
+        Of the samples to fit to.
+    held
+        Of the samples to judge by.
+    """
+
+    fit: tuple[Moments, ...]
+    held: tuple[Moments, ...]
+
+    def error(self, kernel: Array, bias: Array | None = None) -> float:
+        """Return the error of a kernel ``(T, P)`` on the held-out samples, relative and squared.
+
+        Without a bias, that which is best for the samples fitted to.
+        """
+        bias = self.best_bias(kernel) if bias is None else bias
+        groups = len(self.held)
+        parts = zip(self.held, np.split(kernel, groups), np.split(bias, groups), strict=True)
+        errors = [moments.error(part, shift) * moments.scale for moments, part, shift in parts]
+        return sum(errors) / (sum(moments.scale for moments in self.held) or 1.0)
+
+    def best_bias(self, kernel: Array) -> Array:
+        """Return the best bias ``(T,)`` of a kernel ``(T, P)``, for the samples fitted to."""
+        groups = np.split(kernel, len(self.fit))
+        return np.concatenate([m.best_bias(k) for m, k in zip(self.fit, groups, strict=True)])
+
+
+def can_observe(site: Site) -> bool:
+    """Tell whether the moments of what a site reads can be had: not of a transposed convolution."""
+    if site.geometry is not None and site.geometry.transposed:
+        return False
+    return math.prod(site.kernel_shape[1:]) <= LARGEST_GRAM
+
+
+def observe(
+    site: Site, pairs: Iterable[tuple[Array, Array]], batches: int, *, biased: bool, seed: int = 0
+) -> Observed | None:
+    """Gather the moments of a site's input rows and targets.
+
+    Parameters
+    ----------
+    site
+        The site; `can_observe` says that it can be done.
+    pairs
+        For every batch, what the site is given and what it ought to put out.
+    batches
+        How many batches there are.
+    biased
+        Whether the site may have another bias.
+    seed
+        Of the drawing of rows.
+
+    Returns
+    -------
+    Observed or None
+        None if there are too few samples to hold some out, or values that are not finite.
+    """
+    wanted = max(_ROWS, _PER_ENTRY * math.prod(site.kernel_shape[1:]))
+    return _gather(site, pairs, batches, wanted, input_rows, biased, seed)
+
+
+def observe_outputs(
+    site: Site, pairs: Iterable[tuple[Array, Array]], batches: int, *, biased: bool, seed: int = 0
+) -> Observed | None:
+    """Gather the moments of what something in a site's place puts out, and of the targets.
+
+    As `observe`; the first of a pair is an output, of the same shape as the target.
+    """
+    return _gather(site, pairs, batches, _ROWS, output_rows, biased, seed)
+
+
+Rows = Iterator[tuple[Array, Array, Array]]
+
+
+def _gather(
+    site: Site,
+    pairs: Iterable[tuple[Array, Array]],
+    batches: int,
+    wanted: int,
+    rows: Callable[[Site, Array, Array, int, np.random.Generator], Rows],
+    biased: bool,
+    seed: int,
+) -> Observed | None:
+    fit, held = ([Accumulator(biased) for _ in range(site.group)] for _ in range(2))
+    seen = 0
+    for number, (given, target) in enumerate(pairs):
+        rng = np.random.default_rng((seed, number))
+        samples = len(target) if target.ndim else 1
+        # One sample in eight is held out, or one in two or three where there are few.
+        period = min(_HELD_OUT, max(2, samples * batches // 2))
+        for owners, x, t in rows(site, given, target, math.ceil(wanted / batches), rng):
+            if not (np.isfinite(x).all() and np.isfinite(t).all()):
+                return None
+            keys = owners + seen if samples * batches > 1 else np.arange(len(owners))
+            aside = keys % period == period - 1
+            groups = zip(np.split(x, site.group, 1), np.split(t, site.group, 1), strict=True)
+            for group, (columns, targets) in enumerate(groups):
+                fit[group].add(columns[~aside], targets[~aside])
+                held[group].add(columns[aside], targets[aside])
+        seen += samples
+    sides = [tuple(m for each in side if (m := each.moments())) for side in (fit, held)]
+    return Observed(*sides) if all(len(side) == site.group for side in sides) else None
+
+
+def input_rows(site: Site, x: Array, target: Array, wanted: int, rng: np.random.Generator) -> Rows:
+    """Yield blocks of rows that a site's kernel is applied to, and of what comes out of them.
+
+    Parameters
+    ----------
+    site
+        A Conv, Gemm or MatMul.
+    x, target
+        What it is given, and a tensor of the shape of its output.
+    wanted
+        How many rows to draw; all if there are no more.
+    rng
+        Draws them.
+
+    Yields
+    ------
+    owners : (n,) ndarray
+        Index along the first axis of the tensors.
+    rows : (n, S prod(k)) ndarray
+        Group after group, each with input channels first.
+    targets : (n, T) ndarray
+    """
+    if site.geometry is None:
+        inputs = _as_rows(site, x, transposed=bool(site.attributes.get("transA")))
+        outputs = _as_rows(site, target)
+        chosen = _drawn(len(outputs), wanted, rng)
+        owners = chosen // max(len(outputs) // len(target), 1)
+        yield owners, inputs[chosen], outputs[chosen]
+        return
+    geometry = site.geometry
+    pads = geometry.pads_for(x.shape[2:])
+    around = zip(pads[: geometry.rank], pads[geometry.rank :], strict=True)
+    # Channels last, so that the channels of one place are read in one go.
+    padded = np.pad(np.moveaxis(x, 1, -1), [(0, 0), *around, (0, 0)])
+    outputs = np.moveaxis(target, 1, -1)
+    chosen = _drawn(math.prod(outputs.shape[:-1]), wanted, rng)
+    offsets = list(np.ndindex(geometry.kernel))
+    block = max(1, _BLOCK // (padded.itemsize * x.shape[1] * len(offsets)))
+    for start in range(0, len(chosen), block):
+        owners, *places = np.unravel_index(chosen[start : start + block], outputs.shape[:-1])
+        corner = [p * s for p, s in zip(places, geometry.strides, strict=True)]
+        patches = np.empty((len(owners), x.shape[1], len(offsets)), x.dtype)
+        for column, offset in enumerate(offsets):
+            reach = zip(corner, offset, geometry.dilations, strict=True)
+            patches[:, :, column] = padded[(owners, *(c + o * d for c, o, d in reach))]
+        yield owners, patches.reshape(len(owners), -1), outputs[(owners, *places)]
+
+
+def output_rows(
+    site: Site, output: Array, target: Array, wanted: int, rng: np.random.Generator
+) -> Rows:
+    """Yield rows of two tensors that both have the shape of a site's output, as `input_rows`."""
+    if site.geometry is None:
+        pair = [_as_rows(site, each) for each in (output, target)]
+    else:
+        pair = [np.moveaxis(each, 1, -1).reshape(-1, each.shape[1]) for each in (output, target)]
+    chosen = _drawn(len(pair[1]), wanted, rng)
+    yield chosen // max(len(pair[1]) // len(target), 1), pair[0][chosen], pair[1][chosen]
+
+
+def _drawn(total: int, wanted: int, rng: np.random.Generator) -> Array:
+    if wanted >= total:
+        return np.arange(total)
+    return np.sort(rng.choice(total, wanted, replace=False, shuffle=False))
+
+
+def _as_rows(site: Site, values: Array, *, transposed: bool = False) -> Array:
+    """Bring the channels of a matrix site's tensor to the last of two axes."""
+    if site.weight_on_left or transposed:
+        values = np.swapaxes(values, -1, -2) if values.ndim > 1 else values
+    return values.reshape(-1, values.shape[-1])

@@ -1,0 +1,195 @@
+"""First and second moments of what goes into a linear map and what ought to come out of it.
+
+They are all that least squares needs: a regression, its error on other samples and every
+factorisation in the norm of the data are computed from them, and no sample is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of inputs x of P entries and targets t of T entries, over n samples.
+
+    Attributes
+    ----------
+    count
+        Number of samples n.
+    x_mean : (P,) ndarray
+    t_mean : (T,) ndarray
+    xx : (P, P) ndarray
+        Covariance of x, or its second moment where a bias is out of the question: then both means
+        are zero.
+    xt : (P, T) ndarray
+        Covariance of x and t.
+    t_power
+        Sum of the variances of t.
+    scale
+        Sum of the mean squares of t: what errors are relative to.
+    """
+
+    count: int
+    x_mean: Matrix
+    t_mean: Matrix
+    xx: Matrix
+    xt: Matrix
+    t_power: float
+    scale: float
+
+    def error(self, weight: Floats, bias: Floats | None = None) -> float:
+        """Mean squared error of ``weight x + bias``, relative to the mean square of t.
+
+        Parameters
+        ----------
+        weight : (T, P) ndarray
+        bias : (T,) ndarray
+            By default the best one, ``E t - weight E x``.
+        """
+        weight = np.asarray(weight, np.float64).reshape(len(self.t_mean), -1)
+        through = weight @ self.xx
+        squared = self.t_power + float(np.vdot(through, weight) - 2 * np.vdot(weight.T, self.xt))
+        if bias is not None:
+            off = self.t_mean - weight @ self.x_mean - bias
+            squared += float(off @ off)
+        return max(squared, 0.0) / (self.scale or 1.0)
+
+    def best_bias(self, weight: Floats) -> Matrix:
+        """Bias at which the error of ``weight x + bias`` is least, (T,)."""
+        weight = np.asarray(weight, np.float64).reshape(len(self.t_mean), -1)
+        return self.t_mean - weight @ self.x_mean
+
+
+class Accumulator:
+    """Gathers moments from blocks of samples; sums are kept in float64.
+
+    Products are formed in the type of the blocks, about the mean of the first block, so that
+    large means cost no digits.
+
+    Parameters
+    ----------
+    centred
+        Whether moments are taken about the mean. Without, a regression has no bias.
+    """
+
+    def __init__(self, centred: bool = True) -> None:
+        self._centred = centred
+        self._count = 0
+        self._scale = 0.0
+        self._shift: Floats = np.zeros(0)
+        self._sum: Matrix = np.zeros(0)
+        self._products: Matrix = np.zeros((0, 0))
+        self._inputs = 0
+
+    def add(self, x: Floats, t: Floats) -> None:
+        """Take samples in: x of shape (n, P), t of shape (n, T)."""
+        if not len(x):
+            return
+        block = np.concatenate([x, t], axis=1)
+        if not self._count:
+            self._inputs = x.shape[1]
+            mean = block.mean(axis=0) if self._centred else np.zeros(block.shape[1])
+            self._shift = mean.astype(block.dtype)
+            self._sum = np.zeros(block.shape[1])
+            self._products = np.zeros((block.shape[1],) * 2)
+        self._scale += float(np.sum(np.square(t, dtype=np.float64)))
+        block -= self._shift
+        self._count += len(block)
+        self._sum += block.sum(axis=0, dtype=np.float64)
+        self._products += block.T @ block
+
+    def moments(self) -> Moments | None:
+        """Return the moments of all samples so far; None if there were none."""
+        if not self._count:
+            return None
+        n, p = self._count, self._inputs
+        products = self._products / n
+        offset = self._sum / n
+        mean = offset + self._shift
+        if self._centred:
+            products -= np.outer(offset, offset)
+        else:
+            mean = np.zeros_like(mean)
+        return Moments(
+            count=n,
+            x_mean=mean[:p],
+            t_mean=mean[p:],
+            xx=products[:p, :p],
+            xt=products[:p, p:],
+            t_power=float(np.trace(products[p:, p:])),
+            scale=self._scale / n,
+        )
+
+
+def ridge(moments: Moments, prior: Floats, strength: float) -> Matrix:
+    """Regress t on x, drawn towards a given map where the samples do not say otherwise.
+
+    Minimises ``E || t - W x - b ||^2 + l || W - W0 ||_F^2`` with l the strength times the mean
+    variance of an entry of x: ``W = (C_tx + l W0)(C_xx + l I)^-1``. Takes ``P^3 / 3 + P^2 T``
+    multiply-adds.
+
+    Parameters
+    ----------
+    moments
+        Of x and t.
+    prior : (T, P) ndarray
+        W0.
+    strength
+        Relative weight of the prior.
+
+    Returns
+    -------
+    (T, P) ndarray
+    """
+    level = penalty(moments, strength)
+    normal = moments.xx + level * np.eye(len(moments.xx))
+    right = moments.xt + level * np.asarray(prior, np.float64).T
+    try:
+        solved = scipy.linalg.solve(normal, right, assume_a="pos", check_finite=False)
+    except scipy.linalg.LinAlgError:
+        solved = scipy.linalg.lstsq(normal, right, check_finite=False)[0]
+    return np.asarray(solved).T
+
+
+def penalty(moments: Moments, strength: float) -> float:
+    """Return the level of a ridge: `strength` times the mean variance of an entry of x."""
+    mean = float(np.trace(moments.xx)) / max(len(moments.xx), 1)
+    return strength * max(mean, np.finfo(np.float64).tiny)
+
+
+def reduced_rank(weight: Floats, gram: Floats, rank: int) -> tuple[Matrix, Matrix]:
+    """Cut a linear map to a lower rank, at the least error for inputs of a given covariance.
+
+    Minimises ``tr (W - B A) G (W - B A)'``: B holds the leading eigenvectors of ``W G W'`` and
+    ``A = B' W`` (reduced-rank regression, Izenman 1975; in this form Zhang et al. 2016,
+    equation 4, for the covariance of the outputs). With W a regression on x of covariance G it is
+    the best map of this rank from x to the targets.
+
+    Parameters
+    ----------
+    weight : (T, P) ndarray
+    gram : (P, P) ndarray
+        Positive semidefinite.
+    rank
+        R, from 1 to T.
+
+    Returns
+    -------
+    first : (R, P) ndarray
+    last : (T, R) ndarray
+        Orthonormal columns.
+    """
+    weight = np.asarray(weight, np.float64)
+    covariance = np.asarray(weight @ gram, np.float64) @ weight.T
+    covariance = (covariance + covariance.T) / 2
+    last = scipy.linalg.eigh(covariance, check_finite=False)[1][:, ::-1][:, :rank]
+    return last.T @ weight, np.ascontiguousarray(last)
