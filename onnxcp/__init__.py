@@ -2,7 +2,8 @@
 
 The public names, each imported when it is first used:
 
-- `optimize`, `Settings`, `Optimized`: the main job.
+- `optimize`, `Settings`, `RefitSettings`, `Optimized`: the main job.
+- `CalibrationSource`, `Preprocess`: samples to refit to, how many, and what is done to pictures.
 - `load`, `save`, `Model`: models that lose no field.
 - `find_sites`, `Site`, `Refusal`: weights that may be factorised, and why others may not.
 - `Pass`, `PassManager`, `FactorizePass`, `parse_pipeline`, `registered_passes`: rewriting passes.
@@ -16,6 +17,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onnxcp.calibration.preprocess import Preprocess
+    from onnxcp.calibration.sources import CalibrationSource
     from onnxcp.errors import OnnxcpError
     from onnxcp.factorize import FactorizePass
     from onnxcp.graph.model import Model, load, save
@@ -25,11 +28,13 @@ if TYPE_CHECKING:
     from onnxcp.passes import Context, Pass, PassManager, PassResult, registered_passes
     from onnxcp.pipeline import parse_pipeline
     from onnxcp.profiling.machine import Machine
+    from onnxcp.refit import RefitSettings
     from onnxcp.settings import Settings
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CalibrationSource": "onnxcp.calibration.sources",
     "Context": "onnxcp.passes",
     "FactorizePass": "onnxcp.factorize",
     "Machine": "onnxcp.profiling.machine",
@@ -39,6 +44,8 @@ _HOMES = {
     "Pass": "onnxcp.passes",
     "PassManager": "onnxcp.passes",
     "PassResult": "onnxcp.passes",
+    "Preprocess": "onnxcp.calibration.preprocess",
+    "RefitSettings": "onnxcp.refit",
     "Refusal": "onnxcp.graph.refusal",
     "Settings": "onnxcp.settings",
     "Site": "onnxcp.graph.site",
@@ -51,6 +58,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CalibrationSource",
     "Context",
     "FactorizePass",
     "Machine",
@@ -60,6 +68,8 @@ __all__ = [
     "Pass",
     "PassManager",
     "PassResult",
+    "Preprocess",
+    "RefitSettings",
     "Refusal",
     "Settings",
     "Site",

@@ -51,7 +51,7 @@ _RANDOM_BATCHES = 4
     help="An output of which no element differs by more than this passes, whatever its "
     "relative error.",
 )
-@calibration_options
+@calibration_options(use="to compare outputs on", without="seeded random inputs serve")
 @input_shapes_option
 @machine_options
 @json_option

@@ -16,6 +16,8 @@ from onnxcp.cli.options import (
     json_option,
     machine_options,
     model_argument,
+    refit_options,
+    refuse_without_data,
     verbosity_options,
 )
 from onnxcp.cli.terminal import Terminal
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from onnxcp.graph.model import Model
     from onnxcp.profiling.inputs import Shape
     from onnxcp.profiling.machine import Machine
+    from onnxcp.refit import RefitSettings
 
 _SHARE = click.FloatRange(0, 1, min_open=True)
 
@@ -96,7 +99,11 @@ def round_to_multiple(text: str) -> int | None:
 )
 @machine_options
 @input_shapes_option
-@calibration_options
+@calibration_options(
+    use="to refit chains to and to compare outputs on",
+    without="nothing is refitted, and outputs are compared on --eval-data or random inputs",
+)
+@refit_options
 @click.option(
     "--eval-data",
     type=PATH,
@@ -136,6 +143,7 @@ def optimize(
     machine: Machine,
     input_shapes: dict[str, Shape],
     calibration: CalibrationSource | None,
+    refit: RefitSettings,
     eval_data: Path | None,
     eval_script: str | None,
     report: Path | None,
@@ -147,8 +155,9 @@ def optimize(
     """Make MODEL faster and write it to OUTPUT, MODEL.optimized.onnx by default.
 
     Layers are replaced by chains of smaller ones where that is measured to pay on this machine.
-    The result is compared with the original in numbers and in time. If it is not faster, OUTPUT
-    is the original, unchanged, and the exit code is 0 all the same.
+    Given samples, the chains are refitted to them, without labels and without training. The
+    result is compared with the original in numbers and in time. If it is not faster, OUTPUT is
+    the original, unchanged, and the exit code is 0 all the same.
     """
     targets = {"--macs": macs, "--energy": energy, "--max-error": max_error}
     given = [name for name, value in targets.items() if value is not None]
@@ -158,6 +167,8 @@ def optimize(
         raise click.UsageError(f"--passes are run as they stand; {idle[0]} has no say there.")
     if eval_data is not None and eval_script is not None:
         raise click.UsageError("Give one of --eval-data and --eval-script.")
+    if calibration is None:
+        refuse_without_data("refit", "memory_limit")
 
     from onnxcp.cli import outcome
     from onnxcp.cli.script import load_function, split_reference
@@ -179,6 +190,7 @@ def optimize(
         passes=pipeline,
         machine=machine,
         input_shapes=input_shapes,
+        refit=refit,
     )
     source = load(model)
     target = None if dry_run else output or model.with_name(f"{model.stem}.optimized.onnx")

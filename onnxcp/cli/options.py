@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from onnxcp.profiling.inputs import Shape
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+SCOPES = ("all", "factorised", "none")
+"""Those of `onnxcp.refit`, which is not imported for the help."""
 
 PATH = click.Path(path_type=Path)
 """A path that nobody has looked at: whoever reads or writes it says what is wrong with it."""
@@ -142,15 +146,34 @@ def preprocessing(text: str) -> Preprocess:
     return Preprocess.parse(text)
 
 
-def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that tell what to calibrate on, received as one `calibration` or None."""
+def refuse_without_data(*parameters: str) -> None:
+    """Fail if any of the options of these parameters was typed: they say what to do with data."""
+    for option in given_options(*parameters):
+        raise click.UsageError(
+            f"{option} has no say without --calibration-data or --data-loader-script."
+        )
 
+
+def calibration_options(*, use: str, without: str) -> Callable[[Command], Callable[..., Any]]:
+    """Add the options that tell what to calibrate on, received as one `calibration` or None.
+
+    Parameters
+    ----------
+    use
+        What a command does with samples, as the end of a sentence that begins with "Samples".
+    without
+        What it does where there are none, as the end of one that begins with "Without them".
+    """
+    return functools.partial(_with_calibration, use=use, without=without)
+
+
+def _with_calibration(command: Callable[..., Any], *, use: str, without: str) -> Callable[..., Any]:
     @click.option(
         "--calibration-data",
         type=PATH,
         metavar="X.npz|DIR",
-        help="Samples to compare outputs on: an npz file of one array for each input, or a folder "
-        "of npz files, npy files or pictures. Without them seeded random inputs serve.",
+        help=f"Samples {use}: an npz file of one array for each input, or a folder of npz files, "
+        f"npy files or pictures. Without them {without}.",
     )
     @click.option(
         "--data-loader-script",
@@ -197,12 +220,54 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
         elif data_loader_script is not None:
             data, path = deferred(data_loader_script), split_reference(data_loader_script)[0]
         else:
-            for option in given_options("preprocess", "calibration_samples"):
-                raise click.UsageError(
-                    f"{option} has no say without --calibration-data or --data-loader-script."
-                )
+            refuse_without_data("preprocess", "calibration_samples")
             return command(*args, calibration=None, **kwargs)
         calibration = CalibrationSource(data, preprocess, calibration_samples, path=path)
         return command(*args, calibration=calibration, **kwargs)
 
     return with_calibration
+
+
+_UNITS = ("", "k", "m", "g", "t")
+
+
+def memory_size(text: str) -> int:
+    """Return a size in bytes: ``2GiB``, ``500MB``, ``1.5 GB``, or a plain number of bytes."""
+    match = re.fullmatch(r"([0-9]{1,15})(\.[0-9]{1,9})? *(?:([kmgt]?)(i?)b)?", text.strip().lower())
+    # Of bytes there are no fractions, and no binary multiples without a letter: "1.5", "2iB".
+    if match is None or (not match[3] and (match[2] or match[4])):
+        raise click.BadParameter(
+            f"'{text}' is no size; write a number of bytes, or one with kB, MB, GB, KiB, MiB or "
+            "GiB after it, such as 500MB or 2GiB."
+        )
+    unit = (1024 if match[4] else 1000) ** _UNITS.index(match[3] or "")
+    return int(float(match[1] + (match[2] or "")) * unit)
+
+
+def refit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --refit and --memory-limit, received as one `refit`; belongs below the calibration."""
+
+    @click.option(
+        "--refit",
+        type=click.Choice(SCOPES),
+        default="all",
+        show_default=True,
+        help="What is fitted to the calibration data: also the layers that stay as they are, only "
+        "what replaces layers, or nothing.",
+    )
+    @click.option(
+        "--memory-limit",
+        type=memory_size,
+        default="2GiB",
+        show_default=True,
+        metavar="SIZE",
+        help="How much of the intermediate results of the calibration data to keep in memory, "
+        "such as 500MB; the rest goes to a temporary folder.",
+    )
+    @functools.wraps(command)
+    def with_refit(*args: Any, refit: str, memory_limit: int, **kwargs: Any) -> Any:
+        from onnxcp.refit import RefitSettings
+
+        return command(*args, refit=RefitSettings(refit, memory_limit), **kwargs)
+
+    return with_refit

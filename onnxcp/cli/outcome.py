@@ -28,7 +28,7 @@ def show(terminal: Terminal, result: Optimized, job: Job) -> None:
             for refusal in decision.refusals:
                 terminal.say(f"{refusal}.")
     terminal.show(table.before_after(result, custom_score=custom))
-    for note in facts.notes(result, custom_score=custom):
+    for note in facts.notes(result, custom_score=custom, passes_refit=job.passes_refit):
         terminal.say(note)
     terminal.say(table.verdict(result))
 

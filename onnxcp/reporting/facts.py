@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,21 +49,28 @@ class SiteLine:
     name, kernel
         The site, and the shape of its kernel in words.
     decision
-        Family and rank, or why it was left alone.
+        Family and rank, or why it was not replaced.
+    changed
+        Whether anything was done to it: also a refit that leaves its shape.
     macs_kept
-        Multiply-adds of the chain over those of the site; None where it was left alone.
+        Multiply-adds of the chain over those of the site; None where it was not replaced.
     weight_error
         Relative Frobenius error of the kernel, or None.
     alone
         The site against its chain, each alone in a graph, or None.
+    output_errors
+        Error of what it puts out before and after a refit; None where none was tried, or where it
+        is not known.
     """
 
     name: str
     kernel: str
     decision: str
+    changed: bool = False
     macs_kept: float | None = None
     weight_error: float | None = None
     alone: Trial | None = None
+    output_errors: tuple[float, float] | None = None
 
 
 def sizes(result: Optimized) -> list[Row]:
@@ -102,11 +110,16 @@ def measures(result: Optimized, *, custom_score: bool = False) -> list[Row]:
     rows = [
         Row(f"latency{_at_batch(result)}", *medians, gain, strong=True),
         Row("90th percentile", *slow),
-        *_error_rows(seen.differences),
+        *_error_rows(seen.differences, result.unfitted if refitted(result) else ()),
     ]
     if seen.accuracy is not None:
         rows.append(_score_row(*seen.accuracy, custom=custom_score))
     return rows
+
+
+def refitted(result: Optimized) -> bool:
+    """Tell whether the layers are those that a refit to data settled on."""
+    return any(decision.refit is not None for decision in result.decisions)
 
 
 def site_lines(decisions: Iterable[Decision]) -> list[SiteLine]:
@@ -137,16 +150,29 @@ def grouped(refusals: Iterable[Refusal]) -> list[tuple[str, str]]:
     return [(_listed(each), detail) for detail, each in names.items()]
 
 
-def notes(result: Optimized, *, custom_score: bool = False) -> list[str]:
-    """Return what must be said so that nobody reads too much into the numbers."""
+def notes(
+    result: Optimized, *, custom_score: bool = False, passes_refit: bool = False
+) -> list[str]:
+    """Return what must be said so that nobody reads too much into the numbers.
+
+    Parameters
+    ----------
+    result
+        Of the main job.
+    custom_score
+        Whether accuracy is what a user's function gave.
+    passes_refit
+        Whether what passes replaced was refitted to data.
+    """
     seen = result.verification
     if seen is None:
         return []
     said = []
     if result.data_is_random:
         said.append("Outputs were compared on random inputs, for want of data.")
+    said += _refit_notes(result, passes_refit)
     if seen.accuracy is None:
-        said.append("Accuracy unknown: no labelled data and no evaluation function were given.")
+        said.append("Accuracy unknown: no data to score on and no evaluation function were given.")
     elif custom_score:
         said.append("The score is what the given function returned for each network.")
     if not seen.trial.clean:
@@ -174,21 +200,53 @@ def _at_batch(result: Optimized) -> str:
     return "" if batch is None else f", batch {batch}"
 
 
-def _error_rows(differences: Sequence[OutputDifference]) -> list[Row]:
+def _refit_notes(result: Optimized, passes_refit: bool) -> list[str]:
+    if passes_refit:
+        return [
+            "What the passes replaced was refitted to the calibration data, without labels; the "
+            "outputs were compared on the same data."
+        ]
+    if not refitted(result):
+        given_up = (
+            "Layers were refitted to the calibration data, but that took the outputs of the "
+            "network further from the original's, so the refit was given up."
+        )
+        return [given_up] if result.unfitted else []
+    if not any(each.refit is not None and each.refit.improved for each in result.decisions):
+        return ["A refit to the calibration data was tried, and no layer gained by it."]
+    return [
+        "Layers were refitted to the calibration data, without labels. Their output errors are "
+        "those on samples that were not fitted to; the outputs of the network were compared on "
+        "all of the calibration data."
+    ]
+
+
+def _error_rows(
+    differences: Sequence[OutputDifference], unfitted: Sequence[OutputDifference]
+) -> list[Row]:
+    """Return how far the outputs are off, and how far they were before a refit if there was one."""
+    rows = []
+    before = dict(_errors(unfitted))
+    for label, text in _errors(differences):
+        known = f"{before[label]} before the refit" if label in before else ""
+        rows.append(Row(label, "", text, known))
+    return rows
+
+
+def _errors(differences: Sequence[OutputDifference]) -> Iterator[tuple[str, str]]:
     if not differences:
-        return []
+        return
     worst = max(differences, key=lambda each: each.error)
     several = f", worst of {len(differences)}" if len(differences) > 1 else ""
     if worst.problem:
-        rows = [Row("output error", "", "not comparable")]
+        yield "output error", "not comparable"
     elif worst.equal is not None:
-        rows = [Row(f"equal outputs{several}", "", units.share(worst.equal, 2))]
+        yield f"equal outputs{several}", units.share(worst.equal, 2)
     else:
-        rows = [Row(f"relative output error{several}", "", units.error(worst.relative))]
+        yield f"relative output error{several}", units.error(worst.relative)
     agreement = [d.top1_agreement for d in differences if d.top1_agreement is not None]
     if agreement:
-        rows.append(Row("same top class", "", units.share(min(agreement), 2)))
-    return rows
+        yield "same top class", units.share(min(agreement), 2)
 
 
 def _score_row(before: float, after: float, *, custom: bool) -> Row:
@@ -201,20 +259,37 @@ def _score_row(before: float, after: float, *, custom: bool) -> Row:
 
 def _site_line(decision: Decision) -> SiteLine:
     site, option, result = decision.site, decision.option, decision.result
+    errors = _output_errors(decision)
     if option is None or result is None:
         refusal = main_refusal(decision.refusals)
         why = refusal.detail if refusal is not None else "no family was offered"
-        return SiteLine(site.name, kernel_text(site), f"left alone: {why}")
+        changed = decision.chain is not None
+        return SiteLine(
+            name=site.name,
+            kernel=kernel_text(site),
+            decision=f"{'refitted, not replaced' if changed else 'left alone'}: {why}",
+            changed=changed,
+            output_errors=errors,
+        )
     ranks = units.shape(result.ranks)
     kept = option.macs / decision.macs if decision.macs else None
     return SiteLine(
         name=site.name,
         kernel=kernel_text(site),
         decision=f"{option.family.name}, rank {ranks}",
+        changed=True,
         macs_kept=kept,
         weight_error=result.error,
         alone=option.trial,
+        output_errors=errors,
     )
+
+
+def _output_errors(decision: Decision) -> tuple[float, float] | None:
+    refit = decision.refit
+    if refit is None or math.isnan(refit.before) or math.isnan(refit.after):
+        return None
+    return refit.before, refit.after
 
 
 def _listed(names: Sequence[str]) -> str:

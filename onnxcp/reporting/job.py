@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxcp.factorize import FactorizePass
+from onnxcp.pipeline import parse_pipeline
 from onnxcp.settings import Settings
 
 
@@ -34,3 +36,10 @@ class Job:
     data: str | None = None
     labelled: str | None = None
     script: str | None = None
+
+    @property
+    def passes_refit(self) -> bool:
+        """Whether passes were asked for whose factorisations are refitted to the samples."""
+        if self.data is None or self.settings.refit.scope == "none" or not self.settings.passes:
+            return False
+        return any(isinstance(each, FactorizePass) for each in parse_pipeline(self.settings.passes))

@@ -20,6 +20,7 @@ from onnxcp.profiling.timing import Latency, Trial
 if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized
     from onnxcp.planning.option import Decision
+    from onnxcp.refit import Refit
     from onnxcp.reporting.environment import Environment
     from onnxcp.reporting.job import Job
 
@@ -45,6 +46,7 @@ def optimized_record(result: Optimized, job: Job, environment: Environment) -> R
         "after": None if result.after is None else asdict(result.after),
         "latency": None if seen is None else trial_record(seen.trial),
         "outputs": None if seen is None else [difference_record(d) for d in seen.differences],
+        "unfitted": [difference_record(d) for d in result.unfitted] or None,
         "data_is_random": result.data_is_random,
         "accuracy": (
             None
@@ -119,8 +121,14 @@ def _decision(decision: Decision) -> Record:
         "macs": decision.macs,
         "parameters": site.parameters,
         "chosen": chosen,
+        "refit": None if decision.refit is None else _refit(decision.refit),
         "refusals": _refusals(decision.refusals),
     }
+
+
+def _refit(refit: Refit) -> Record:
+    """Describe a refit: errors of the site's output, and whether the site itself was changed."""
+    return {"before": refit.before, "after": refit.after, "dense": refit.dense is not None}
 
 
 def _refusals(refusals: Iterable[Refusal]) -> list[Record]:

@@ -28,16 +28,25 @@ def before_after(result: Optimized, *, custom_score: bool = False) -> Table:
 
 
 def sites(result: Optimized) -> Table:
-    """Return what became of each site."""
-    table = _table("site", "decision", "MACs kept>", "weight error>", "alone>")
+    """Return what became of each site: with the error of its output where it was refitted."""
+    refitted = facts.refitted(result)
+    error = "output error" if refitted else "weight error"
+    table = _table("site", "decision", "MACs kept>", f"{error}>", "alone>")
     for line in facts.site_lines(result.decisions):
-        left_alone = line.alone is None
+        replaced = line.alone is not None
+        errors = line.output_errors
+        if errors is not None:
+            shown = units.errors(*errors)
+        elif refitted:
+            shown = units.NONE
+        else:
+            shown = units.error(line.weight_error)
         table.add_row(
             line.name,
-            Text(line.decision, style="dim" if left_alone else ""),
-            "" if left_alone else units.share(line.macs_kept),
-            "" if left_alone else units.error(line.weight_error),
-            "" if line.alone is None else units.ratio(line.alone.ratio),
+            Text(line.decision, style="" if line.changed else "dim"),
+            units.share(line.macs_kept) if replaced else "",
+            shown if replaced or errors is not None else "",
+            units.ratio(line.alone.ratio) if line.alone is not None else "",
         )
     return table
 

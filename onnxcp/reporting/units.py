@@ -55,6 +55,11 @@ def error(value: float | None) -> str:
     return NONE if value is None else f"{value:.3g}"
 
 
+def errors(before: float, after: float) -> str:
+    """Return an error before and after: ``0.42 → 0.31``; one number where it did not fall."""
+    return f"{error(before)} → {error(after)}" if after < before else error(after)
+
+
 def ratio(value: float | None) -> str:
     """Return how many times: ``6.78×``."""
     return NONE if value is None else f"{digits(value)}×"

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,6 +76,12 @@ def made_up(ratio: float) -> Callable[..., Trial]:
     return paired
 
 
+def samples(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return inputs of the network whose channels depend on each other, so that a fit pays."""
+    mixed = np.einsum("sc,nchw->nshw", noise(16, 3, seed=7), noise(count, 3, 12, 12, seed=8))
+    return mixed.astype(np.float32)
+
+
 def network() -> onnx.ModelProto:
     """Return a classifier: conv, relu, depthwise, pool, fc. Its batch is open."""
     nodes = [
@@ -109,6 +116,13 @@ def sound(tmp_path: Path) -> Path:
     weights = {"w": noise(4, 2, 5)}
     path = tmp_path / "sound.onnx"
     onnx.save(model_of(nodes, inputs={"x": ("N", 2, "L")}, weights=weights), path)
+    return path
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    path = tmp_path / "calibration.npz"
+    np.savez(path, x=samples(64))
     return path
 
 

@@ -122,6 +122,11 @@ def test_bad_options(onnxcp: Run, model: Path, options: list[str], words: list[s
         (["--preprocess", "crop=3"], "--preprocess has no say without --calibration-data"),
         (["--calibration-samples", "3"], "--calibration-samples has no say without"),
         (["--calibration-data", "a", "--calibration-samples", "0"], "neither all nor a whole"),
+        (["--refit", "none"], "--refit has no say without --calibration-data"),
+        (["--passes", "cp3{rank=1}", "--refit", "all"], "--refit has no say without"),
+        (["--memory-limit", "1GB"], "--memory-limit has no say without --calibration-data"),
+        (["--calibration-data", "a", "--refit", "some"], "'all', 'factorised', 'none'"),
+        (["--calibration-data", "a", "--memory-limit", "2G"], "such as 500MB or 2GiB"),
         (["--no-such-option"], "No such option"),
     ],
 )

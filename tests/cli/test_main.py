@@ -32,6 +32,15 @@ def test_help_of_each_command(onnxcp: Run, command: str) -> None:
     assert done.out.startswith(f"Usage: onnxcp {command}")
 
 
+def test_help_tells_what_samples_are_for(onnxcp: Run) -> None:
+    asked = {name: onnxcp(name, "--help").out for name in ("optimize", "compare")}
+    texts = {name: " ".join(text.split()) for name, text in asked.items()}
+    assert "Samples to refit chains to and to compare outputs on" in texts["optimize"]
+    assert "Without them nothing is refitted" in texts["optimize"]
+    assert "Samples to compare outputs on" in texts["compare"]
+    assert "refit" not in texts["compare"]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["optimize", "--help"]])
 def test_help_is_quick(arguments: list[str]) -> None:
     """Nothing heavy is imported: it is not needed to print a text."""

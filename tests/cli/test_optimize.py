@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import onnx
 import pytest
 
+from onnxcp import refit
+from onnxcp.cli.optimize import optimize as command
+from onnxcp.cli.options import SCOPES, memory_size
 from onnxcp.graph.model import load, save
 from tests.cli.conftest import Run, Timings, snapshot
 
@@ -182,6 +187,118 @@ class TestJson:
         assert record["improved"] is False
         assert record["latency"] is None
         assert record["after"] is None
+
+
+class TestRefit:
+    @pytest.fixture
+    def refit(self, optimize: Any, calibration: Path) -> Callable[..., Any]:
+        def run(*options: object) -> Any:
+            return optimize("--calibration-data", calibration, "--json", *options)
+
+        return run
+
+    def test_is_told_layer_by_layer_and_of_the_whole(self, refit: Any) -> None:
+        done = refit()
+        for words in ("output error", "→", "before the refit", "without labels"):
+            assert words in done.err
+        record = json.loads(done.out)
+        (conv, fc) = record["sites"]
+        assert conv["refit"]["after"] < conv["refit"]["before"]
+        assert (conv["refit"]["dense"], fc["refit"]["dense"]) == (False, True)
+        assert record["outputs"][0]["relative"] < record["unfitted"][0]["relative"]
+
+    def test_shows_the_layers_that_keep_their_shape(self, refit: Any) -> None:
+        assert re.search(r"fc +refitted, not", refit().err)
+
+    def test_leaves_them_alone_if_told_to(self, refit: Any) -> None:
+        record = json.loads(refit("--refit", "factorised").out)
+        assert record["settings"]["refit"]["scope"] == "factorised"
+        (conv, fc) = record["sites"]
+        assert conv["refit"]
+        assert fc["refit"] is None
+
+    def test_is_not_done_if_told_so(self, refit: Any) -> None:
+        done = refit("--refit", "none")
+        record = json.loads(done.out)
+        assert [site["refit"] for site in record["sites"]] == [None, None]
+        assert record["unfitted"] is None
+        assert "weight error" in done.err
+        assert "refit" not in done.err
+
+    def test_gives_the_same_on_disk(self, refit: Any) -> None:
+        on_disk, in_memory = (
+            json.loads(refit("--force", *options).out) for options in (("--memory-limit", "0"), ())
+        )
+        assert on_disk["settings"]["refit"]["memory_limit"] == 0
+        assert in_memory["settings"]["refit"]["memory_limit"] == 2**31
+        assert on_disk["sites"] == in_memory["sites"]
+
+    def test_reaches_into_the_report(self, refit: Any, tmp_path: Path) -> None:
+        refit("--report", tmp_path / "r.html")
+        assert "before the refit" in (tmp_path / "r.html").read_text()
+
+    def test_lines_of_tables_fit_80_columns(self, refit: Any) -> None:
+        said = refit().err
+        tables = [line for line in said.splitlines() if not line.endswith((".", "onnx"))]
+        assert max(map(len, tables)) <= 80
+
+    @pytest.mark.parametrize(
+        ("pipeline", "options", "told"),
+        [
+            ("channel-svd{rank=2}", (), True),
+            ("channel-svd{rank=2}", ("--refit", "factorised", "--memory-limit", "1MB"), True),
+            ("channel-svd{rank=2}", ("--refit", "none"), False),
+            ("fold-batchnorm", (), False),
+        ],
+    )
+    def test_is_done_by_passes(
+        self,
+        onnxcp: Run,
+        model: Path,
+        calibration: Path,
+        pipeline: str,
+        options: tuple[str, ...],
+        told: bool,
+    ) -> None:
+        done = onnxcp(
+            "optimize", model, "--passes", pipeline, "--calibration-data", calibration, *options
+        )
+        assert done.code == 0
+        assert ("What the passes replaced was refitted" in done.err) == told
+
+
+class TestMemorySize:
+    @pytest.mark.parametrize(
+        ("text", "size"),
+        [
+            ("0", 0),
+            ("123456", 123456),
+            ("12B", 12),
+            ("500MB", 500 * 10**6),
+            ("500 mb", 500 * 10**6),
+            ("64kB", 64_000),
+            ("64KiB", 65_536),
+            ("1.5GB", 1_500_000_000),
+            ("2GiB", 2**31),
+            ("1TiB", 2**40),
+        ],
+    )
+    def test_is_read(self, text: str, size: int) -> None:
+        assert memory_size(text) == size
+
+    @pytest.mark.parametrize(
+        "text", ["", "2G", "1.5", "2iB", "-1", "1e9", "2 gigabytes", "GiB", "٢GiB", "9" * 400]
+    )
+    def test_is_refused_with_how_to_write_it(self, text: str) -> None:
+        with pytest.raises(click.BadParameter, match=r"is no size; write .* such as 500MB or 2GiB"):
+            memory_size(text)
+
+
+def test_the_options_have_what_the_settings_have() -> None:
+    assert SCOPES == refit.SCOPES
+    defaults = {each.name: each.default for each in command.params}
+    assert memory_size(defaults["memory_limit"]) == refit.RefitSettings().memory_limit
+    assert defaults["refit"] == refit.RefitSettings().scope
 
 
 class TestExternalInput:

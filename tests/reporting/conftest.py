@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from onnxcp.optimizer import Optimized, optimize
+from onnxcp.refit import Refit
 from onnxcp.reporting.job import Job
 from onnxcp.settings import Settings
-from tests.cli.conftest import TIMERS, made_up, network
+from tests.cli.conftest import TIMERS, made_up, network, samples
 from tests.networks import noise
 
 SETTINGS = Settings(
@@ -23,6 +26,7 @@ JOB = Job(
     command="onnxcp optimize 'net <1>.onnx' --macs 0.5",
     output="out.onnx",
 )
+CALIBRATION = {"x": samples(64)}
 LABELLED = {"x": noise(8, 16, 12, 12, seed=9), "label": np.arange(8) % 5}
 
 Make = Callable[..., Optimized]
@@ -38,3 +42,21 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
         return optimize(network(), SETTINGS, **options)
 
     return run
+
+
+@pytest.fixture
+def given_up(make: Make) -> Optimized:
+    """A result as it is where the refit took the outputs further away."""
+    result = make(data=CALIBRATION)
+    assert result.verification is not None
+    decisions = tuple(replace(each, refit=None) for each in result.decisions)
+    return replace(result, decisions=decisions, unfitted=result.verification.differences)
+
+
+@pytest.fixture
+def unknown(make: Make) -> Optimized:
+    """A result of which no layer could be refitted."""
+    result = make(data=CALIBRATION)
+    conv, fc = result.decisions
+    nothing = Refit(math.nan, math.nan, conv.result)
+    return replace(result, decisions=(replace(conv, refit=nothing), replace(fc, refit=None)))

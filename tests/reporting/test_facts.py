@@ -3,9 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.optimizer import Optimized
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.reporting import facts
-from tests.reporting.conftest import LABELLED, Make
+from tests.reporting.conftest import CALIBRATION, LABELLED, Make
 
 
 def test_sizes_shrink(make: Make) -> None:
@@ -57,6 +58,44 @@ def test_sites(make: Make) -> None:
     assert (fc.macs_kept, fc.weight_error, fc.alone) == (None, None, None)
 
 
+class TestRefit:
+    def test_of_sites(self, make: Make) -> None:
+        conv, fc = facts.site_lines(make(data=CALIBRATION).decisions)
+        for line in (conv, fc):
+            assert line.changed
+            assert line.output_errors is not None
+            assert line.output_errors[1] < line.output_errors[0]
+        assert fc.decision.startswith("refitted, not replaced: it makes up")
+        assert (fc.macs_kept, fc.alone) == (None, None)
+
+    def test_of_which_no_error_is_known(self, unknown: Optimized) -> None:
+        conv, fc = facts.site_lines(unknown.decisions)
+        assert (conv.output_errors, fc.output_errors) == (None, None)
+        assert (conv.changed, fc.changed) == (True, False)
+        assert fc.decision.startswith("left alone: ")
+
+    def test_of_the_whole(self, make: Make) -> None:
+        result = make(data=CALIBRATION)
+        assert facts.refitted(result)
+        rows = {row.label: row for row in facts.measures(result)}
+        error, top = rows["relative output error"], rows["same top class"]
+        assert error.change.endswith(" before the refit")
+        assert float(error.after) < float(error.change.split()[0])
+        assert top.change.endswith(" % before the refit")
+
+    def test_outputs_of_another_kind_are_not_set_side_by_side(self, make: Make) -> None:
+        other = (OutputDifference("y", equal=0.5),)
+        rows = facts.measures(replace(make(data=CALIBRATION), unfitted=other))
+        assert [row.change for row in rows if "output" in row.label or "top" in row.label] == [
+            "",
+            "",
+        ]
+
+    def test_that_was_given_up_is_not_shown_in_numbers(self, given_up: Optimized) -> None:
+        assert not facts.refitted(given_up)
+        assert not any("refit" in row.change for row in facts.measures(given_up))
+
+
 def test_the_refusal_that_came_furthest_is_the_main_one() -> None:
     early = Refusal("a", Reason.INEXPRESSIBLE, "first")
     late = Refusal("a", Reason.NOT_FASTER, "second")
@@ -93,6 +132,24 @@ class TestNotes:
             "Output 'y' is no tensor.",
             "Output 'z' holds infinite values or NaN where the original's does not.",
         ]
+
+    def test_accuracy_is_unknown_with_calibration_data_too(self, make: Make) -> None:
+        refit, accuracy = facts.notes(make(data=CALIBRATION))
+        assert "on samples that were not fitted to" in refit
+        assert "without labels" in refit
+        assert accuracy.startswith("Accuracy unknown")
+
+    def test_a_refit_that_was_given_up(self, given_up: Optimized) -> None:
+        said = facts.notes(given_up)
+        assert "further from the original's" in said[0]
+        assert said[0].endswith("so the refit was given up.")
+
+    def test_a_refit_from_which_no_layer_gained(self, unknown: Optimized) -> None:
+        assert "no layer gained by it" in facts.notes(unknown)[0]
+
+    def test_a_refit_by_passes(self, make: Make) -> None:
+        (said,) = facts.notes(make(labelled=LABELLED), passes_refit=True)
+        assert said.startswith("What the passes replaced was refitted to the calibration data")
 
     def test_interrupted_timings(self, make: Make) -> None:
         result = make(labelled=LABELLED)

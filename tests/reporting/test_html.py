@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from onnxcp.optimizer import Optimized
 from onnxcp.reporting.html import render
-from tests.reporting.conftest import JOB, LABELLED, Make
+from tests.reporting.conftest import CALIBRATION, JOB, LABELLED, Make
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -102,6 +103,33 @@ def test_bars_are_in_proportion(page: Page) -> None:
         ("is-before", 100.0),
         ("is-after", pytest.approx(100 / 3, abs=0.01)),
     ]
+
+
+class TestRefit:
+    def test_is_explained_and_shown(self, make: Make) -> None:
+        page = Page(render(make(data=CALIBRATION), JOB))
+        assert page.open == []
+        for words in (
+            "output error", "before the refit", "on samples that were not fitted to",
+            "Labels were never looked at", "refitted, not replaced: ", "Accuracy unknown",
+        ):  # fmt: skip
+            assert words in page.text
+        assert "weight error" not in page.text
+        assert len(re.findall("output error [0-9.]+, [0-9.]+ before the refit", page.text)) == 2
+
+    def test_of_which_no_error_is_known(self, unknown: Optimized) -> None:
+        text = Page(render(unknown, JOB)).text
+        assert "not refitted, weight error 0." in text
+        assert "nan" not in text
+
+    def test_that_was_given_up(self, given_up: Optimized) -> None:
+        text = Page(render(given_up, JOB)).text
+        assert "the refit was given up" in text
+        assert "weight error" in text
+        assert "Labels were never looked at" not in text
+
+    def test_is_not_mentioned_without_data(self, page: Page) -> None:
+        assert "refit" not in page.text
 
 
 def test_a_network_left_alone(make: Make) -> None:

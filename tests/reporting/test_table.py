@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console, RenderableType
 
+from onnxcp.optimizer import Optimized
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.timing import Latency
 from onnxcp.reporting import table
-from tests.reporting.conftest import LABELLED, Make
+from tests.reporting.conftest import CALIBRATION, LABELLED, Make
 
 
 def printed(item: RenderableType, *, terminal: bool = False) -> str:
@@ -31,6 +33,23 @@ def test_sites_and_nodes_left_alone(make: Make) -> None:
     result = make()
     assert "conv" in printed(table.sites(result))
     assert "it is depthwise" in printed(table.left_alone(result))
+
+
+def test_sites_that_were_refitted(make: Make) -> None:
+    text = printed(table.sites(make(data=CALIBRATION)))
+    assert "output error" in text
+    assert "weight error" not in text
+    assert len(re.findall(r"[0-9.]+ → [0-9.]+", text)) == 2
+
+
+def test_sites_of_which_no_output_error_is_known(unknown: Optimized) -> None:
+    text = printed(table.sites(unknown))
+    assert re.search("%  +–  ", text)
+    assert "nan" not in text
+
+
+def test_sites_after_a_refit_that_was_given_up(given_up: Optimized) -> None:
+    assert "weight error" in printed(table.sites(given_up))
 
 
 def test_passes_with_what_they_noted(make: Make) -> None:

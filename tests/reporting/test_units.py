@@ -46,6 +46,11 @@ def test_digits(value: float, text: str) -> None:
     assert units.digits(value) == text
 
 
+def test_errors_before_and_after() -> None:
+    assert units.errors(0.4218, 0.0305) == "0.422 → 0.0305"
+    assert units.errors(0.4218, 0.4218) == "0.422"
+
+
 def test_ratios() -> None:
     assert units.ratio(6.784) == "6.78×"
     assert units.interval(6.7, 6.85) == "6.70 to 6.85"
