@@ -257,24 +257,25 @@ class FactorizePass(Pass):
         """
         if sum(option is not None for option in (self.rank, self.energy, self.macs)) != 1:
             raise PassError(f"Pass '{self.name}' needs exactly one of rank=, energy= and macs=.")
-        notes, results = [], {}
+        notes = []
+        outcomes: dict[Site, Factorized | Refusal] = {}
         sites = [s for s in find_sites(model)[0] if selected(s.name, self.nodes, self.exclude)]
         if not sites:
             notes.append(f"no site has a name that matches '{self.nodes}'")
         for site in sites:
             context.progress(f"{self.name}: {site.name}")
-            outcome = self._one(site, context.shapes.get(site.input))
+            outcomes[site] = self._one(site, context.shapes.get(site.input))
+        results = {site: each for site, each in outcomes.items() if isinstance(each, Factorized)}
+        if results and context.refit is not None:
+            results = dict(context.refit(model, results))
+        for site, outcome in outcomes.items():
             if isinstance(outcome, Refusal):
                 notes.append(str(outcome))
                 continue
-            results[site] = outcome
+            ranks, error = "x".join(map(str, outcome.ranks)), results[site].error
+            notes.append(f"{site.name}: {self.name} rank {ranks}, weight error {error:.3g}")
         if not results:
             return PassResult(model, changed=False, notes=tuple(notes))
-        if context.refit is not None:
-            results = dict(context.refit(model, results))
-        for site, result in results.items():
-            ranks = "x".join(map(str, result.ranks))
-            notes.append(f"{site.name}: {self.name} rank {ranks}, weight error {result.error:.3g}")
         chains = {site: (self.name, result.chain) for site, result in results.items()}
         return PassResult(splice(model, chains), changed=True, notes=tuple(notes))
 

@@ -69,7 +69,8 @@ class Optimized:
     data_is_random
         Whether outputs were compared on random inputs, for want of data.
     unfitted
-        How the outputs differed before chains were refitted; empty if none were.
+        How the outputs differed before chains were refitted; empty if none were. The same as in
+        `verification` if the refit took them no closer, and was given up.
     """
 
     original: Model

@@ -12,14 +12,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxcp.calibration.data import Data
-from onnxcp.calibration.statistics import Observed, can_observe, observe, observe_outputs
+from onnxcp.calibration.statistics import (
+    Observed,
+    can_observe,
+    observe,
+    observe_outputs,
+    sample,
+)
 from onnxcp.calibration.stream import Stop, Stream
 from onnxcp.errors import OnnxcpError
 from onnxcp.factorize import Factorized
@@ -28,7 +34,8 @@ from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
 from onnxcp.graph.view import GraphView
-from onnxcp.linalg.moments import Moments, penalty, ridge
+from onnxcp.linalg.moments import Accumulator, Moments, penalty, ridge
+from onnxcp.linalg.rectified import PENALTIES, rectified_error, rectified_targets
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import infer
 from onnxcp.progress import Progress, silent
@@ -37,10 +44,13 @@ from onnxcp.verification import rounding_error, tolerable
 Array = npt.NDArray[Any]
 
 SCOPES = ("all", "factorised", "none")
+TARGETS = ("auto", "linear")
 
 _BATCH = 32
 _FEWEST_BATCHES = 8
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge, from weak to strong
+_PLENTY = 4  # rows for each unknown of an output, from which on the weakest ridge will do
+_FEW = 4  # unknowns of an output for each row, from which on a dense site is left alone
 _SINGLE = 1024  # Gram matrices larger than this are multiplied in float32
 _CLOSE = 2.0  # squared error after the cheap fit beyond which a candidate is out of the running
 _FINALISTS = 2
@@ -60,15 +70,23 @@ class RefitSettings:
         Bytes of intermediate results to keep in memory; the rest goes to a temporary folder.
     seed
         Of the drawing of rows.
+    target
+        ``"auto"``: where nothing but a ReLU reads a site's output, what comes out of it is fitted
+        too, and taken if it is closer there; ``"linear"``: never.
     """
 
     scope: str = "all"
     memory_limit: int = 2**31
     seed: int = 0
+    target: str = "auto"
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise OnnxcpError(f"There is no refit '{self.scope}'; there are: {', '.join(SCOPES)}.")
+        if self.target not in TARGETS:
+            raise OnnxcpError(
+                f"There is no target '{self.target}' of refits; there are: {', '.join(TARGETS)}."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +160,7 @@ def refit(
     """
     sites = [*choices, *(dense if settings.scope == "all" else ())]
     size = max(1, min(_BATCH, len(data) // _FEWEST_BATCHES))
-    fitter = _Fitter(machine, data.batch_count(size), settings, Counter(s.weight for s in sites))
+    fitter = _Fitter(model, sites, data.batch_count(size), machine, settings)
     done: dict[Site, Refit] = {}
     with Stream(
         model, sites, data.batches(size), machine, memory_limit=settings.memory_limit
@@ -161,12 +179,18 @@ class _Fitter:
     """Fits what replaces a stop, one after the other."""
 
     def __init__(
-        self, machine: Machine, batches: int, settings: RefitSettings, shared: Counter[str]
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        batches: int,
+        machine: Machine,
+        settings: RefitSettings,
     ) -> None:
         self._machine = machine
         self._batches = batches
         self._settings = settings
-        self._shared = shared
+        self._shared = Counter(site.weight for site in sites)
+        self._rectified = _rectified(model, sites)
 
     def fit(self, stop: Stop, choices: Sequence[Factorized]) -> Refit | None:
         """Return what becomes of a stop; None where it is left alone."""
@@ -196,7 +220,8 @@ class _Fitter:
     def _fit_dense(self, stop: Stop, bias: Array) -> Refit | None:
         """Give a site that stays as it is other weights, if that helps."""
         site, seen = stop.site, self._observe(stop)
-        if seen is None:
+        # With far fewer rows than unknowns of an output there is little to learn, at great cost.
+        if seen is None or seen.fit[0].count < len(seen.fit[0].xx) / _FEW:
             return None
         original = site.kernel().reshape(site.outputs, -1)
         before = seen.error(original, bias)
@@ -226,7 +251,64 @@ class _Fitter:
         close = [each.choice for each in quick if each.error <= _CLOSE * quick[0].error]
         best = min((tried(each, None) for each in close[:_FINALISTS]), key=lambda t: t.error)
         plain = choices[0].kernel.reshape(site.outputs, -1)
+        if self._settings.target == "auto" and site in self._rectified:
+            return self._fit_rectified(stop, choices, best, (goal, grams, plain, bias))
         return self._better(stop, choices, best, seen.error(plain, bias))
+
+    def _fit_rectified(
+        self,
+        stop: Stop,
+        choices: Sequence[Factorized],
+        linear: _Trial,
+        given: tuple[Array, Sequence[Array], Array, Array],
+    ) -> Refit:
+        """Go on to fit what comes out of the ReLU after the site; errors are those behind it."""
+        site, (goal, grams, plain, bias) = stop.site, given
+        rows = sample(site, self._pairs(stop), self._batches, seed=self._settings.seed)
+        family = linear.choice.family
+
+        def outputs(kernel: Array, shift: Array) -> Array:
+            parts = zip(
+                np.split(rows.x, site.group, axis=1),
+                np.split(kernel.astype(rows.x.dtype), site.group),
+                strict=True,
+            )
+            return np.concatenate([x @ part.T for x, part in parts], axis=1) + shift
+
+        def error(made: Array) -> float:
+            return rectified_error(rows.target[rows.held], made[rows.held])
+
+        def kernel_of(factors: tuple[Array, ...]) -> Array:
+            return family.kernel(site, factors).reshape(site.outputs, -1)
+
+        fitted, use = outputs(goal, np.zeros(site.outputs)), ~rows.held
+        made = outputs(kernel_of(linear.factors), linear.bias)
+        best = trial = replace(linear, error=error(made))
+        for strength in PENALTIES:
+            aims = rectified_targets(rows.target, made, strength)
+            # Regressed on what the full kernel makes, not on patches: as many unknowns per output
+            # as there are outputs, which a sample of rows is enough for.
+            mixed = []
+            size = site.outputs // site.group
+            for group in range(site.group):
+                part = slice(group * size, (group + 1) * size)
+                moments = Accumulator(site.bias_gain != 0)
+                moments.add(fitted[use, part], aims[use, part])
+                found = moments.moments()
+                assert found is not None
+                mix = ridge(found, np.eye(size), _STRENGTHS[0])
+                mixed.append(mix @ goal[part])
+            targets = [each.reshape(-1, *site.kernel_shape[1:]) for each in mixed]
+            factors = family.refine(site, trial.factors, targets, grams, 1)
+            kernel = kernel_of(factors)
+            through = outputs(kernel, np.zeros(site.outputs))
+            shift = np.zeros(site.outputs)
+            if site.bias_gain:
+                shift = (aims[use] - through[use]).mean(axis=0, dtype=np.float64)
+            made = through + shift
+            trial = _Trial(linear.choice, factors, shift, error(made))
+            best = min(best, trial, key=lambda each: each.error)
+        return self._better(stop, choices, best, error(outputs(plain, bias)))
 
     def _fit_outputs(self, stop: Stop, choices: Sequence[Factorized], bias: Array) -> Refit | None:
         """Mix what a chain puts out, where its input patches cannot be looked at.
@@ -275,6 +357,21 @@ class _Fitter:
         return Refit(before**0.5, trial.error**0.5, result)
 
 
+def _rectified(model: Model, sites: Iterable[Site]) -> set[Site]:
+    """Return the sites whose output nothing but a ReLU reads."""
+    view = GraphView(model.proto.graph)
+    relus = {
+        node.input[0]
+        for node in model.proto.graph.node
+        if node.op_type == "Relu" and node.domain in ("", "ai.onnx")
+    }
+    return {
+        site
+        for site in sites
+        if site.output in relus and view.readers[site.output] == 1 and site.gain > 0
+    }
+
+
 def _unfitted(choices: Sequence[Factorized]) -> Refit | None:
     """Return the choice from the weights alone, of which no error is known."""
     return Refit(math.nan, math.nan, choices[0]) if choices else None
@@ -297,7 +394,8 @@ def _regression(seen: Observed, prior: Array) -> tuple[Array, float]:
     """
     best: tuple[Array, float] | None = None
     priors = np.split(prior, len(seen.fit))
-    for strength in _STRENGTHS:
+    plenty = all(moments.count >= _PLENTY * len(moments.xx) for moments in seen.fit)
+    for strength in _STRENGTHS[:1] if plenty else _STRENGTHS:
         groups = zip(seen.fit, priors, strict=True)
         kernel = np.concatenate([ridge(moments, each, strength) for moments, each in groups])
         error = seen.error(kernel)
@@ -321,10 +419,12 @@ def _bias_of(stop: Stop) -> Array | None:
     None where that is not known beforehand, or no vector of one entry per output channel.
     """
     site, alone = stop.site, stop.alone_site
+    if not site.gain:
+        return None
     if alone.bias is None:
         return np.zeros(site.outputs)
     value = GraphView(stop.alone.proto.graph).constant(alone.bias)
-    if value is None or not site.gain:
+    if value is None:
         return None
     row = np.asarray(value, np.float64) * (site.bias_gain / site.gain)
     if row.size == 1:

@@ -21,7 +21,9 @@ class Settings:
     Attributes
     ----------
     macs
-        Keep at most this share of each site's multiply-adds; the closest family is taken.
+        Keep at most this share of each site's multiply-adds; the closest family is taken. Or
+        shares by patterns of names: ``{"*": 0.1, "conv3": 0.2}``, of which the last that fits
+        counts.
     energy
         Keep at least this share of each kernel's squared Frobenius norm; the fastest family is
         taken. The same as a `max_error` of sqrt(1 - energy).
@@ -48,7 +50,7 @@ class Settings:
         How what replaces sites is fitted to data, where there are any.
     """
 
-    macs: float | None = None
+    macs: float | Mapping[str, float] | None = None
     energy: float | None = None
     max_error: float | None = None
     families: tuple[str, ...] = ()

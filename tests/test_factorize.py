@@ -22,7 +22,7 @@ from onnxcp.graph.model import load
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
 from onnxcp.passes import Context, PassResult, registered_passes
-from tests.networks import conv_model, model_of, noise, only_site, operators
+from tests.networks import conv_model, initializers, model_of, noise, only_site, operators
 
 FAMILIES: dict[str, type[FactorizePass]] = {
     name: kind for name, kind in registered_passes().items() if issubclass(kind, FactorizePass)
@@ -269,3 +269,109 @@ class TestRun:
         proto.graph.initializer[0].raw_data = bytes(6 * 4 * 9 * 4)
         (note,) = run_pass(family(rank=2), proto).notes
         assert note.endswith("weight error 0")
+
+
+class TestRefine:
+    """A family's own way from the norm of the kernel to that of the data."""
+
+    @staticmethod
+    def covariance(size: int, seed: int) -> Any:
+        root = noise(size, size, seed=seed, dtype=np.float64)
+        return root @ np.diag(np.geomspace(1, 1e-2, size)) @ root.T / size
+
+    @classmethod
+    def loss(cls, site: Site, kernel: Any, grams: list[Any]) -> list[float]:
+        """Error of each group's kernel in the norm of its inputs."""
+        losses = []
+        rests = np.split((kernel - site.kernel()).astype(np.float64), site.group)
+        for part, whole, gram in zip(rests, site.group_kernels(), grams, strict=True):
+            rest, full = (each.reshape(len(each), -1) for each in (part, whole))
+            losses.append(np.vdot(rest, rest @ gram) / np.vdot(full, full @ gram))
+        return losses
+
+    @each_family
+    @pytest.mark.parametrize("group", [1, 2])
+    def test_brings_every_group_closer(self, family: type[FactorizePass], group: int) -> None:
+        site, each = site_of(group=group), family()
+        ranks = tuple(min(2, full) for full in each.full_ranks(site))
+        size = int(np.prod(site.kernel_shape[1:]))
+        grams = [self.covariance(size, seed) for seed in range(group)]
+        start = each.apply(site, ranks)
+        refined = each.refine(site, start.factors, site.group_kernels(), grams)
+        assert [f.shape for f in refined] == list(each.factor_shapes(site, ranks))
+        before, after = (
+            self.loss(site, each.kernel(site, factors), grams)
+            for factors in (start.factors, refined)
+        )
+        assert all(b < a for a, b in zip(before, after, strict=True))
+        # Each group by itself, in the norm of its own inputs.
+        if group == 2:
+            swapped = each.refine(site, start.factors, site.group_kernels(), grams[::-1])
+            assert max(self.loss(site, each.kernel(site, swapped), grams)) > max(after)
+
+    @each_family
+    def test_to_the_very_kernel_changes_nothing_at_full_rank(
+        self, family: type[FactorizePass]
+    ) -> None:
+        site, each = site_of(), family()
+        exact = each.apply(site, each.full_ranks(site))
+        gram = self.covariance(int(np.prod(site.kernel_shape[1:])), 0)
+        refined = each.refine(site, exact.factors, site.group_kernels(), [gram])
+        result = each.measured(site, exact.ranks, refined)
+        assert result.error < 1e-5
+
+    @pytest.mark.parametrize("family", [SpatialSvd, Tucker2, Cp3, Cp4])
+    def test_without_sweeps_solves_the_last_factor(self, family: type[FactorizePass]) -> None:
+        site, each = site_of(), family()
+        start = each.apply(site, tuple(min(3, full) for full in each.full_ranks(site)))
+        gram = self.covariance(int(np.prod(site.kernel_shape[1:])), 0)
+        quick, slow = (
+            each.refine(site, start.factors, site.group_kernels(), [gram], sweeps)
+            for sweeps in (0, None)
+        )
+        *others, last = zip(start.factors, quick, strict=True)
+        for one, other in others:
+            np.testing.assert_allclose(
+                one / np.linalg.norm(one), other / np.linalg.norm(other), atol=1e-6
+            )
+        assert not np.allclose(*(each / np.linalg.norm(each) for each in last), atol=1e-3)
+        losses = [
+            self.loss(site, each.kernel(site, factors), [gram])[0]
+            for factors in (start.factors, quick, slow)
+        ]
+        assert losses[2] < losses[1] < losses[0]
+
+    @each_family
+    def test_has_the_bias_that_it_is_given(self, family: type[FactorizePass]) -> None:
+        site, each = site_of(), family()
+        ranks = tuple(min(3, full) for full in each.full_ranks(site))
+        made = each.apply(site, ranks)
+        assert made.bias is made.chain.bias is None
+        bias = noise(24)
+        assert each.measured(site, ranks, made.factors, bias).chain.bias is bias
+
+    def test_is_asked_for_by_the_context(self) -> None:
+        """Once for all sites of a pass; what it gives back is put in."""
+        asked: list[Any] = []
+
+        def refit(model: Any, results: Any) -> Any:
+            asked.append(model)
+            return {
+                site: each.family.measured(site, each.ranks, [2 * f for f in each.factors])
+                for site, each in results.items()
+            }
+
+        model = load(three_convs())
+        result = Cp3(rank=2).run(model, Context(refit=refit))
+        assert asked == [model]
+        plain = Cp3(rank=2).run(model, Context())
+        one, other = (initializers(each.model.proto) for each in (result, plain))
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            factor = 1 if name == "w2" else 2
+            np.testing.assert_array_equal(value, factor * other[name])
+        assert [note.split(",")[0] for note in result.notes] == [
+            note.split(",")[0] for note in plain.notes
+        ]
+        assert Cp3(rank=2, nodes="block/conv2").run(model, Context(refit=refit)).changed is False
+        assert len(asked) == 1, "not where there is nothing to refit"

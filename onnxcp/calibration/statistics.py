@@ -23,8 +23,10 @@ LARGEST_GRAM = 5000
 """Input patches with more entries are not looked at: a Gram matrix would take 200 MB and more."""
 
 _BLOCK = 2**26  # bytes of patches formed at once
-_PER_ENTRY = 20  # rows to draw for every entry of a patch, which as many unknowns depend on
+_PER_ENTRY = 10  # rows to draw for every entry of a patch, which as many unknowns depend on
 _ROWS = 50_000  # rows to draw at least, where there are so many
+_SAMPLE = 16_000  # rows to keep, if they fit a block
+_FEW = 1000
 _HELD_OUT = 8
 
 
@@ -51,8 +53,8 @@ class Observed:
         bias = self.best_bias(kernel) if bias is None else bias
         groups = len(self.held)
         parts = zip(self.held, np.split(kernel, groups), np.split(bias, groups), strict=True)
-        errors = [moments.error(part, shift) * moments.scale for moments, part, shift in parts]
-        return sum(errors) / (sum(moments.scale for moments in self.held) or 1.0)
+        losses = [moments.loss(part, shift) for moments, part, shift in parts]
+        return sum(losses) / (sum(moments.scale for moments in self.held) or 1.0)
 
     def best_bias(self, kernel: Array) -> Array:
         """Return the best bias ``(T,)`` of a kernel ``(T, P)``, for the samples fitted to."""
@@ -99,12 +101,67 @@ def observe_outputs(
 ) -> Observed | None:
     """Gather the moments of what something in a site's place puts out, and of the targets.
 
-    As `observe`; the first of a pair is an output, of the same shape as the target.
+    As `observe`; the first of a pair is an output, of the same shape as the target. None, too, if
+    the Gram matrix of the outputs of a group would be larger than `LARGEST_GRAM`.
     """
+    if site.outputs // site.group > LARGEST_GRAM:
+        return None
     return _gather(site, pairs, batches, _ROWS, output_rows, biased, seed)
 
 
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some of the rows that a site's kernel is applied to, and what should come of them.
+
+    Attributes
+    ----------
+    x : (n, S prod(k)) ndarray
+        Group after group.
+    target : (n, T) ndarray
+    held : (n,) ndarray of bool
+        Which rows are not to be fitted to.
+    """
+
+    x: Array
+    target: Array
+    held: Array
+
+
+def sample(
+    site: Site, pairs: Iterable[tuple[Array, Array]], batches: int, *, seed: int = 0
+) -> Sample:
+    """Draw rows as `observe` does, fewer, and keep them."""
+    width = site.group * math.prod(site.kernel_shape[1:])
+    wanted = max(_FEW, min(_SAMPLE, _BLOCK // (4 * width)))
+    blocks = list(_drawn_rows(site, pairs, batches, wanted, input_rows, seed))
+    return Sample(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+
+
 Rows = Iterator[tuple[Array, Array, Array]]
+Draw = Callable[[Site, Array, Array, int, np.random.Generator], Rows]
+
+
+def _drawn_rows(
+    site: Site,
+    pairs: Iterable[tuple[Array, Array]],
+    batches: int,
+    wanted: int,
+    draw: Draw,
+    seed: int,
+) -> Rows:
+    """Yield blocks of rows, of their targets, and of whether they are held out."""
+    seen = 0
+    for number, (given, target) in enumerate(pairs):
+        rng, before = np.random.default_rng((seed, number)), 0
+        samples = _samples(site, target)
+        # One sample in eight is held out, or one in two or three where there are few.
+        period = min(_HELD_OUT, max(2, samples * batches // 2))
+        for owners, x, t in draw(site, given, target, math.ceil(wanted / batches), rng):
+            # Of a single sample, it is rows that are held out.
+            keys = owners + seen if samples * batches > 1 else before + np.arange(len(owners))
+            before += len(owners)
+            yield x, t, keys % period == period - 1
+        seen += samples
 
 
 def _gather(
@@ -112,27 +169,18 @@ def _gather(
     pairs: Iterable[tuple[Array, Array]],
     batches: int,
     wanted: int,
-    rows: Callable[[Site, Array, Array, int, np.random.Generator], Rows],
+    draw: Draw,
     biased: bool,
     seed: int,
 ) -> Observed | None:
     fit, held = ([Accumulator(biased) for _ in range(site.group)] for _ in range(2))
-    seen = 0
-    for number, (given, target) in enumerate(pairs):
-        rng = np.random.default_rng((seed, number))
-        samples = len(target) if target.ndim else 1
-        # One sample in eight is held out, or one in two or three where there are few.
-        period = min(_HELD_OUT, max(2, samples * batches // 2))
-        for owners, x, t in rows(site, given, target, math.ceil(wanted / batches), rng):
-            if not (np.isfinite(x).all() and np.isfinite(t).all()):
-                return None
-            keys = owners + seen if samples * batches > 1 else np.arange(len(owners))
-            aside = keys % period == period - 1
-            groups = zip(np.split(x, site.group, 1), np.split(t, site.group, 1), strict=True)
-            for group, (columns, targets) in enumerate(groups):
-                fit[group].add(columns[~aside], targets[~aside])
-                held[group].add(columns[aside], targets[aside])
-        seen += samples
+    for x, t, aside in _drawn_rows(site, pairs, batches, wanted, draw, seed):
+        if not (np.isfinite(x).all() and np.isfinite(t).all()):
+            return None
+        groups = zip(np.split(x, site.group, 1), np.split(t, site.group, 1), strict=True)
+        for group, (columns, targets) in enumerate(groups):
+            fit[group].add(columns[~aside], targets[~aside])
+            held[group].add(columns[aside], targets[aside])
     sides = [tuple(m for each in side if (m := each.moments())) for side in (fit, held)]
     return Observed(*sides) if all(len(side) == site.group for side in sides) else None
 
@@ -154,7 +202,7 @@ def input_rows(site: Site, x: Array, target: Array, wanted: int, rng: np.random.
     Yields
     ------
     owners : (n,) ndarray
-        Index along the first axis of the tensors.
+        Which sample of the tensors a row belongs to.
     rows : (n, S prod(k)) ndarray
         Group after group, each with input channels first.
     targets : (n, T) ndarray
@@ -163,7 +211,7 @@ def input_rows(site: Site, x: Array, target: Array, wanted: int, rng: np.random.
         inputs = _as_rows(site, x, transposed=bool(site.attributes.get("transA")))
         outputs = _as_rows(site, target)
         chosen = _drawn(len(outputs), wanted, rng)
-        owners = chosen // max(len(outputs) // len(target), 1)
+        owners = chosen // max(len(outputs) // _samples(site, target), 1)
         yield owners, inputs[chosen], outputs[chosen]
         return
     geometry = site.geometry
@@ -194,13 +242,23 @@ def output_rows(
     else:
         pair = [np.moveaxis(each, 1, -1).reshape(-1, each.shape[1]) for each in (output, target)]
     chosen = _drawn(len(pair[1]), wanted, rng)
-    yield chosen // max(len(pair[1]) // len(target), 1), pair[0][chosen], pair[1][chosen]
+    owners = chosen // max(len(pair[1]) // _samples(site, target), 1)
+    yield owners, pair[0][chosen], pair[1][chosen]
 
 
 def _drawn(total: int, wanted: int, rng: np.random.Generator) -> Array:
     if wanted >= total:
         return np.arange(total)
     return np.sort(rng.choice(total, wanted, replace=False, shuffle=False))
+
+
+def _samples(site: Site, target: Array) -> int:
+    """Return how many samples a tensor of the shape of a site's output holds.
+
+    Its first axis counts them, unless channels are there: then each of its rows is one.
+    """
+    channels_first = target.ndim < 2 or (site.weight_on_left and target.ndim == 2)
+    return max(target.size // site.outputs if channels_first else len(target), 1)
 
 
 def _as_rows(site: Site, values: Array, *, transposed: bool = False) -> Array:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from onnxcp.settings import Settings
 
 BATCH = 32
-MACS = 0.15
-FAMILIES: tuple[str, ...] = ()  # all
+# conv3 makes up 6 % of the multiply-adds, and can keep more of its own at little cost.
+MACS = {"*": 0.06, "conv3": 0.15}
+FAMILIES = ("cp3", "channel-svd", "spatial-svd")
 
 MODEL = "charnet.onnx"
 TEST = "test.npz"
+CALIBRATION = "calibration.npz"
 INPUT_SHAPE = (BATCH, 1, 24, 24)
 
 
@@ -32,8 +34,8 @@ def settings() -> Settings:
 def options() -> str:
     """Return the same as options of `onnxcp optimize`."""
     shape = ",".join(map(str, INPUT_SHAPE))
-    families = f"--families {','.join(FAMILIES)} " if FAMILIES else ""
-    return f"--macs {MACS} {families}--input-shapes image:{shape}"
+    shares = ",".join(f"{name}={share}" for name, share in MACS.items()).removeprefix("*=")
+    return f"--macs {shares} --families {','.join(FAMILIES)} --input-shapes image:{shape}"
 
 
 @click.command(short_help="See it work on a network that comes along.")
@@ -50,8 +52,12 @@ def options() -> str:
 def demo(terminal: Terminal, *, output: Path) -> None:
     """Optimize CharNet, a classifier of characters, and measure its accuracy before and after.
 
+    Its layers are factorised, and refitted to 1000 pictures without labels; the accuracy is that
+    on 5400 others, in typefaces that neither the network nor the refit has seen.
+
     The network is the one of Jaderberg et al. 2014, trained on pictures of printed characters.
     """
+    from onnxcp.calibration.sources import CalibrationSource
     from onnxcp.cli import outcome
     from onnxcp.cli.outputs import check_outputs
     from onnxcp.errors import OutputError
@@ -59,19 +65,28 @@ def demo(terminal: Terminal, *, output: Path) -> None:
     from onnxcp.reporting.job import Job
 
     folder = demo_folder()
-    model, test = folder / MODEL, folder / TEST
+    model, test, calibration = folder / MODEL, folder / TEST, folder / CALIBRATION
     target, report = output / "charnet.optimized.onnx", output / "report.html"
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot make the folder '{output}': {error.strerror}.") from error
-    inputs = {"the network of the demo": model, "the data of the demo": test}
+    inputs = {"the network of the demo": model, "its data": test, "more of its data": calibration}
     check_outputs({"the model": target, "the report": report}, inputs, force=True)
     terminal.say(f"CharNet on {BATCH} pictures at a time, with {options()}.\n")
     with terminal.progress() as progress:
-        result = optimize(model, settings(), labelled=test, progress=progress)
-    command = f"onnxcp optimize {model} {options()} --eval-data {test}"
-    job = Job(settings(), str(model), command, str(target), labelled=str(test))
+        result = optimize(model, settings(), data=calibration, labelled=test, progress=progress)
+    command = (
+        f"onnxcp optimize {model} {options()} --calibration-data {calibration} --eval-data {test}"
+    )
+    job = Job(
+        settings(),
+        str(model),
+        command,
+        str(target),
+        data=str(CalibrationSource(calibration)),
+        labelled=str(test),
+    )
     outcome.show(terminal, result, job)
     outcome.keep(terminal, result, job, output=target, report=report, external=False)
 

@@ -44,14 +44,34 @@ def round_to_multiple(text: str) -> int | None:
     return int(text)
 
 
+def shares(text: str) -> float | dict[str, float]:
+    """Parse ``0.1``, ``conv3=0.2`` or ``0.1,conv3=0.2``: a share for all layers, and for some."""
+    result = {}
+    for part in text.split(","):
+        pattern, _, number = part.strip().rpartition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = 0.0
+        if not 0 < share <= 1:
+            raise click.BadParameter(
+                f"'{part.strip()}' is neither a share, from above 0 to 1, nor GLOB=SHARE."
+            )
+        result[pattern.strip() or "*"] = share
+    # The last pattern that fits a layer counts, so that for all layers comes first.
+    ordered = dict(sorted(result.items(), key=lambda item: item[0] != "*"))
+    return ordered["*"] if list(ordered) == ["*"] else ordered
+
+
 @click.command(short_help="Write a faster model that computes nearly the same.")
 @model_argument
 @click.argument("output", type=PATH, required=False)
 @click.option(
     "--macs",
-    type=_SHARE,
-    metavar="SHARE",
-    help="Keep at most this share of each layer's multiply-adds, such as 0.25.",
+    type=shares,
+    metavar="SHARE[,GLOB=SHARE,...]",
+    help="Keep at most this share of each layer's multiply-adds, such as 0.25; of some layers "
+    "another, such as '0.1,conv3=0.2'.",
 )
 @click.option(
     "--energy",
@@ -132,7 +152,7 @@ def optimize(
     model: Path,
     output: Path | None,
     *,
-    macs: float | None,
+    macs: float | dict[str, float] | None,
     energy: float | None,
     max_error: float | None,
     families: tuple[str, ...],

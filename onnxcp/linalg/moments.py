@@ -55,13 +55,17 @@ class Moments:
         bias : (T,) ndarray
             By default the best one, ``E t - weight E x``.
         """
+        return self.loss(weight, bias) / (self.scale or 1.0)
+
+    def loss(self, weight: Floats, bias: Floats | None = None) -> float:
+        """Mean squared error of ``weight x + bias``, as `error` but not relative."""
         weight = np.asarray(weight, np.float64).reshape(len(self.t_mean), -1)
         through = weight @ self.xx
         squared = self.t_power + float(np.vdot(through, weight) - 2 * np.vdot(weight.T, self.xt))
         if bias is not None:
             off = self.t_mean - weight @ self.x_mean - bias
             squared += float(off @ off)
-        return max(squared, 0.0) / (self.scale or 1.0)
+        return max(squared, 0.0)
 
     def best_bias(self, weight: Floats) -> Matrix:
         """Bias at which the error of ``weight x + bias`` is least, (T,)."""
@@ -84,50 +88,51 @@ class Accumulator:
     def __init__(self, centred: bool = True) -> None:
         self._centred = centred
         self._count = 0
-        self._scale = 0.0
-        self._shift: Floats = np.zeros(0)
-        self._sum: Matrix = np.zeros(0)
-        self._products: Matrix = np.zeros((0, 0))
-        self._inputs = 0
+        self._scale = self._power = 0.0
+        self._shifts: list[Floats] = []
+        self._sums: list[Matrix] = []
+        self._xx: Matrix = np.zeros((0, 0))
+        self._xt: Matrix = np.zeros((0, 0))
 
     def add(self, x: Floats, t: Floats) -> None:
         """Take samples in: x of shape (n, P), t of shape (n, T)."""
         if not len(x):
             return
-        block = np.concatenate([x, t], axis=1)
         if not self._count:
-            self._inputs = x.shape[1]
-            mean = block.mean(axis=0) if self._centred else np.zeros(block.shape[1])
-            self._shift = mean.astype(block.dtype)
-            self._sum = np.zeros(block.shape[1])
-            self._products = np.zeros((block.shape[1],) * 2)
-        self._scale += float(np.sum(np.square(t, dtype=np.float64)))
-        block -= self._shift
-        self._count += len(block)
-        self._sum += block.sum(axis=0, dtype=np.float64)
-        self._products += block.T @ block
+            means = [each.mean(axis=0, dtype=np.float64).astype(each.dtype) for each in (x, t)]
+            self._shifts = means if self._centred else [np.zeros_like(mean) for mean in means]
+            self._sums = [np.zeros(len(mean)) for mean in means]
+            self._xx = np.zeros((x.shape[1], x.shape[1]))
+            self._xt = np.zeros((x.shape[1], t.shape[1]))
+        self._count += len(x)
+        self._scale += _power(t)
+        x, t = (each - shift for each, shift in zip((x, t), self._shifts, strict=True))
+        for total, each in zip(self._sums, (x, t), strict=True):
+            total += each.sum(axis=0, dtype=np.float64)
+        self._xx += x.T @ x
+        self._xt += x.T @ t
+        self._power += _power(t)
 
     def moments(self) -> Moments | None:
         """Return the moments of all samples so far; None if there were none."""
         if not self._count:
             return None
-        n, p = self._count, self._inputs
-        products = self._products / n
-        offset = self._sum / n
-        mean = offset + self._shift
-        if self._centred:
-            products -= np.outer(offset, offset)
-        else:
-            mean = np.zeros_like(mean)
+        n = self._count
+        # What the means are off the shifts by; nothing is taken away where there is to be no bias.
+        x, t = (total / n if self._centred else np.zeros_like(total) for total in self._sums)
         return Moments(
             count=n,
-            x_mean=mean[:p],
-            t_mean=mean[p:],
-            xx=products[:p, :p],
-            xt=products[:p, p:],
-            t_power=float(np.trace(products[p:, p:])),
+            x_mean=x + self._shifts[0],
+            t_mean=t + self._shifts[1],
+            xx=self._xx / n - np.outer(x, x),
+            xt=self._xt / n - np.outer(x, t),
+            t_power=self._power / n - float(t @ t),
             scale=self._scale / n,
         )
+
+
+def _power(values: Floats) -> float:
+    return float(np.sum(np.square(values, dtype=np.float64)))
 
 
 def ridge(moments: Moments, prior: Floats, strength: float) -> Matrix:
@@ -161,9 +166,12 @@ def ridge(moments: Moments, prior: Floats, strength: float) -> Matrix:
 
 
 def penalty(moments: Moments, strength: float) -> float:
-    """Return the level of a ridge: `strength` times the mean variance of an entry of x."""
+    """Return the level of a ridge: `strength` times the mean variance of an entry of x.
+
+    Of inputs that do not vary, it is the strength itself: then any will do.
+    """
     mean = float(np.trace(moments.xx)) / max(len(moments.xx), 1)
-    return strength * max(mean, np.finfo(np.float64).tiny)
+    return strength * (mean if mean > 0 else 1.0)
 
 
 def reduced_rank(weight: Floats, gram: Floats, rank: int) -> tuple[Matrix, Matrix]:

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
-_SWEEPS = 4
+_SWEEPS = 6
 _STEPS = 12  # of conjugate gradients for one factor
-_ENOUGH = 0.03  # relative residual at which a factor is solved well enough for this sweep
+_ENOUGH = 0.3  # relative residual at which a factor is solved well enough for this sweep
 _JITTER = 1e-9  # of the mean diagonal, added to Gram matrices of features before they are solved
+_DAMPING = 1e-4  # likewise to what preconditions: with less, directions without effect blow up
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,15 @@ def refine(
     gram: Floats,
     *,
     sweeps: int = _SWEEPS,
-    tolerance: float = 1e-3,
+    tolerance: float = 5e-3,
 ) -> tuple[list[Floats], list[float]]:
     """Bring factors closer to a kernel in the norm of a Gram matrix, one factor after the other.
 
     The factor with the output channels is solved exactly, the others by a few steps of conjugate
-    gradients, preconditioned by what the Hessian would be if `gram` were a Kronecker product of
-    its marginals. No step makes the error larger. A sweep costs about ``12 n q P^2`` multiply-adds
-    for n other factors, where q is the smaller of T and the number of features that the last
-    factor mixes.
+    gradients (more do not pay before the others have moved), preconditioned by what the Hessian
+    would be if `gram` were a Kronecker product of its marginals. No step makes the error larger.
+    A sweep costs about ``8 n q P^2`` multiply-adds for n other factors, where q is the smaller of
+    T and the number of features that the last factor mixes.
 
     Parameters
     ----------
@@ -99,7 +100,7 @@ def refine(
         G, positive definite, of ``P = S prod(k)``. Its type is the one that products are computed
         in; systems of equations are solved in float64.
     sweeps
-        At most.
+        At most; 0 solves the last factor only.
     tolerance
         Relative improvement of the squared error by a sweep below which it ends.
 
@@ -107,31 +108,34 @@ def refine(
     -------
     factors : list of ndarray
     errors : list of float
-        ``tr (K - W) G (K - W)' / tr W G W'`` before and after each sweep.
+        ``tr (K - W) G (K - W)' / tr W G W'`` before, with the last factor solved, and after each
+        sweep, as far as it fell.
     """
     work = _Problem(product, [np.asarray(f, gram.dtype) for f in factors], target, gram)
     errors = [work.error()]
     best = list(work.factors)
-    for _ in range(sweeps):
-        work.solve_last()
-        work.reduce()
-        for position in range(len(factors)):
-            if position != product.last:
-                work.improve(position)
+    for sweep in range(sweeps + 1):
+        if sweep:
+            work.reduce()
+            for position in range(len(factors)):
+                if position != product.last:
+                    work.improve(position)
         work.solve_last()
         error = work.error()
-        if not error < errors[-1]:
+        if error < errors[-1]:
+            errors.append(error)
+            best = list(work.factors)
+        elif sweep:
             break
-        errors.append(error)
-        best = list(work.factors)
-        if error > (1 - tolerance) * errors[-2]:
+        else:
+            work.factors = list(best)
+        if sweep and error > (1 - tolerance) * errors[-2]:
             break
-    return balanced(product, best), errors
+    return balanced(best), errors
 
 
-def balanced(product: Product, factors: Sequence[Floats]) -> list[Floats]:
+def balanced(factors: Sequence[Floats]) -> list[Floats]:
     """Give all factors the same norm; their product stays what it is."""
-    del product
     norms = [float(np.linalg.norm(factor)) for factor in factors]
     if not all(norms):
         return [np.zeros_like(factor) for factor in factors]
@@ -315,9 +319,12 @@ def _conjugate_gradients(normal: Any, right: Floats, start: Floats, precondition
     values = start
     residual = right - normal(values)
     direction = precondition(residual)
-    product = initial = float(np.vdot(residual, direction))
+    product = float(np.vdot(residual, direction))
+    enough = _ENOUGH**2 * product
+    # What rounding leaves has parts along which a step has no effect, and no end.
+    rounding = 30 * np.finfo(right.dtype).eps * float(np.linalg.norm(right))
     for _ in range(_STEPS):
-        if not product > _ENOUGH**2 * initial or product <= 0:
+        if not product > enough or np.linalg.norm(residual) <= rounding:
             break
         image = normal(direction)
         curvature = float(np.vdot(direction, image))
@@ -336,7 +343,7 @@ def _conjugate_gradients(normal: Any, right: Floats, start: Floats, precondition
 def _solve(matrix: Floats, right: Floats) -> Floats:
     """Solve symmetric equations that may be short of full rank."""
     size = len(matrix)
-    jitter = max(float(np.trace(matrix)) / size, np.finfo(np.float64).tiny)
+    jitter = float(np.trace(matrix)) / size or 1.0
     for exponent in (0, 2, 4):
         try:
             shifted = matrix + (_JITTER * 10**exponent * jitter) * np.eye(size)
@@ -351,5 +358,5 @@ def _solve(matrix: Floats, right: Floats) -> Floats:
 def _inverse(matrix: Floats) -> Floats:
     size = len(matrix)
     exact = np.asarray(matrix, np.float64)
-    shift = 1e-6 * max(float(np.trace(exact)) / size, np.finfo(np.float64).tiny)
+    shift = _DAMPING * (float(np.trace(exact)) / size or 1.0)
     return np.asarray(np.linalg.inv(exact + shift * np.eye(size)), matrix.dtype)

@@ -38,30 +38,40 @@ class Target:
     Attributes
     ----------
     macs
-        Share of a site's multiply-adds to keep. Among the families that are faster at that, the
-        one of the least weight error is taken.
+        Share of a site's multiply-adds to keep; or several, by patterns of names as of a shell, of
+        which the last that fits a site counts, and a site that none fits is left alone. Among the
+        families that are faster at that, the one of the least error is taken.
     max_error
         Largest relative Frobenius error of a site's kernel. Among the families that keep within
         it, the fastest is taken.
     """
 
-    macs: float | None = None
+    macs: float | Mapping[str, float] | None = None
     max_error: float | None = None
 
     def __post_init__(self) -> None:
-        given = {"macs": self.macs, "max_error": self.max_error}
-        values = [value for value in given.values() if value is not None]
-        if len(values) != 1:
+        shares = self.macs.values() if isinstance(self.macs, Mapping) else [self.macs]
+        if (self.macs is None) == (self.max_error is None):
             raise OnnxcpError("Give one of macs, energy and max-error as a target.")
-        if not 0 < values[0] <= 1:
-            raise OnnxcpError(f"A target must lie in (0, 1]; {values[0]:g} does not.")
+        for value in (*shares, self.max_error):
+            if value is not None and not 0 < value <= 1:
+                raise OnnxcpError(f"A target must lie in (0, 1]; {value:g} does not.")
+
+    def share(self, name: str) -> float | None:
+        """Return the share of multiply-adds that a site of a name is to keep, if one is given."""
+        if not isinstance(self.macs, Mapping):
+            return self.macs
+        fitting = [value for pattern, value in self.macs.items() if selected(name, pattern)]
+        return fitting[-1] if fitting else None
 
     def ranks(
         self, family: FactorizePass, site: Site, round_to: int, shape: Sequence[int]
     ) -> Ranks | Refusal:
         """Return the ranks at which a family meets the target at a site, or why it cannot."""
         if self.macs is not None:
-            return family.ranks_for_macs(site, self.macs, round_to, shape)
+            share = self.share(site.name)
+            assert share is not None, "sites without a share are not looked at"
+            return family.ranks_for_macs(site, share, round_to, shape)
         assert self.max_error is not None
         wanted = family.ranks_for_energy(site, 1 - self.max_error**2)
         full = family.full_ranks(site)
@@ -163,6 +173,8 @@ def _tell(progress: Progress, done: int, total: int, what: str) -> None:
 def _not_worth_a_look(site: Site, macs: int | None, total: int, menu: Menu) -> Refusal | None:
     if not selected(site.name, menu.nodes, menu.exclude):
         return Refusal(site.name, Reason.EXCLUDED, "it is not among the nodes to rewrite")
+    if menu.target.macs is not None and menu.target.share(site.name) is None:
+        return Refusal(site.name, Reason.EXCLUDED, "no share of its MACs is asked for")
     if macs is None:
         detail = "the shape of its input is not known; give input shapes"
         return Refusal(site.name, Reason.SHAPE_UNKNOWN, detail)

@@ -122,7 +122,7 @@ def sound(tmp_path: Path) -> Path:
 @pytest.fixture
 def calibration(tmp_path: Path) -> Path:
     path = tmp_path / "calibration.npz"
-    np.savez(path, x=samples(64))
+    np.savez(path, x=samples(256))
     return path
 
 

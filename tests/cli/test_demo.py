@@ -11,6 +11,7 @@ import pytest
 from onnx import helper
 
 from onnxcp.cli import demo
+from onnxcp.cli.optimize import shares
 from tests.cli.conftest import Run
 from tests.networks import model_of, noise
 
@@ -18,11 +19,16 @@ from tests.networks import model_of, noise
 def _network() -> onnx.ModelProto:
     nodes = [
         helper.make_node("Conv", ["image", "w"], ["h"], name="conv1", strides=[2, 2]),
-        helper.make_node("Conv", ["h", "v"], ["s"], name="conv2"),
+        helper.make_node("Conv", ["h", "v"], ["m"], name="conv2"),
+        helper.make_node("Conv", ["m", "u"], ["s"], name="conv3"),
         helper.make_node("GlobalMaxPool", ["s"], ["p"], name="pool"),
         helper.make_node("Flatten", ["p"], ["y"], name="flatten"),
     ]
-    weights = {"w": noise(12, 1, 5, 5), "v": noise(36, 12, 5, 5, seed=1)}
+    weights = {
+        "w": noise(48, 1, 5, 5),
+        "v": noise(64, 48, 7, 7, seed=1),
+        "u": noise(36, 64, 1, 1, seed=2),
+    }
     return model_of(nodes, inputs={"image": ("N", 1, 24, 24)}, weights=weights)
 
 
@@ -33,6 +39,7 @@ def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(_network(), folder / demo.MODEL)
     pictures = np.random.default_rng(0).integers(0, 256, (40, 1, 24, 24)).astype(np.uint8)
     np.savez(folder / demo.TEST, image=pictures, label=np.arange(40) % 36)
+    np.savez(folder / demo.CALIBRATION, image=pictures[::-1])
     monkeypatch.setattr(demo, "demo_folder", lambda: folder)
     return folder
 
@@ -68,5 +75,7 @@ def test_an_installation_without_the_network(
 
 def test_its_options_say_what_its_settings_are() -> None:
     settings: Any = demo.settings()
-    assert f"--macs {settings.macs}" in demo.options()
+    text = demo.options().split("--macs ")[1].split()[0]
+    assert shares(text) == settings.macs
+    assert f"--families {','.join(settings.families)} " in demo.options()
     assert settings.input_shapes == {"image": demo.INPUT_SHAPE}

@@ -106,8 +106,9 @@ def test_bad_options(onnxcp: Run, model: Path, options: list[str], words: list[s
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--macs", "2"], "not in the range"),
-        (["--macs", "0"], "not in the range"),
+        (["--macs", "2"], "'2' is neither a share, from above 0 to 1, nor GLOB=SHARE"),
+        (["--macs", "0"], "'0' is neither a share, from above 0 to 1, nor GLOB=SHARE"),
+        (["--macs", "0.5,conv3=x"], "'conv3=x' is neither a share"),
         (["--energy", "much"], "not a valid float"),
         (["--macs", "0.5", "--energy", "0.9"], "--macs and --energy exclude each other"),
         (["--passes", "fold-batchnorm", "--macs", "0.5"], "--macs has no say there"),

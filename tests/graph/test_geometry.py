@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -30,6 +33,35 @@ def test_axes_taken_one_after_the_other_make_the_same_size(case: Case) -> None:
     for axis in range(case.geometry.rank):
         size = case.geometry.on_axes([axis]).output_size(size)
     assert size == case.geometry.output_size(case.size)
+
+
+@given(case=cases().filter(lambda case: case.op == "Conv"))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_pads_worked_out_make_the_same_convolution(case: Case) -> None:
+    pads = case.geometry.pads_for(case.size)
+    kept = {key: value for key, value in case.attributes.items() if key != "auto_pad"}
+    explicit = replace(case, attributes=kept | {"pads": pads})
+    np.testing.assert_allclose(run(explicit.model())[0], run(case.model())[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("auto_pad", "size", "stride", "pads"),
+    [
+        ("SAME_UPPER", 9, 1, (1, 2)),
+        ("SAME_LOWER", 9, 1, (2, 1)),
+        ("SAME_UPPER", 9, 2, (1, 2)),
+        ("SAME_UPPER", 10, 2, (1, 1)),
+        ("SAME_LOWER", 9, 4, (2, 1)),
+        ("SAME_UPPER", 8, 4, (0, 0)),
+        ("SAME_LOWER", 6, 5, (2, 1)),
+        ("SAME_UPPER", 10, 6, (0, 0)),
+        ("VALID", 9, 1, (0, 0)),
+        ("NOTSET", 9, 1, (3, 1)),
+    ],
+)
+def test_pads_of_an_input(auto_pad: str, size: int, stride: int, pads: tuple[int, int]) -> None:
+    attributes = {"auto_pad": auto_pad, "strides": (stride,), "pads": (3, 1)}
+    assert Geometry.from_attributes(attributes, (4,)).pads_for((size,)) == pads
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -511,6 +511,29 @@ def test_one_channel_in_one_group_is_not_depthwise() -> None:
     assert only_site(conv_model(channels=(1, 6))).inputs == 1
 
 
+@pytest.mark.parametrize(
+    ("op", "attributes", "gains"),
+    [
+        ("Gemm", {}, (1, 1)),
+        ("Gemm", {"alpha": 0.5}, (0.5, 1)),
+        ("Gemm", {"beta": -2.0}, (1, -2)),
+        ("Gemm", {"alpha": 0.0, "beta": 0.0}, (0, 0)),
+        ("MatMul", {}, (1, 0)),
+    ],
+)
+def test_gains_of_a_matrix(op: str, attributes: dict[str, Any], gains: tuple[float, float]) -> None:
+    node = helper.make_node(op, ["x", "w"], ["y"], **attributes)
+    site = only_site(model_of([node], inputs={"x": (5, 4)}, weights={"w": noise(4, 6)}))
+    assert (site.gain, site.bias_gain) == gains
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_gains_of_a_convolution(op: str) -> None:
+    for bias in (True, False):
+        site = only_site(conv_model(op=op, bias=bias))
+        assert (site.gain, site.bias_gain) == (1, 1)
+
+
 def test_large_doubles_are_finite() -> None:
     weight = with_value(1e300, np.float64)
     proto = conv_of(weights={"w": weight}, dtype=TensorProto.DOUBLE)

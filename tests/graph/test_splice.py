@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcp_passes.channel_svd import ChannelSvd
 from onnxcp_passes.cp import Cp4
 
-from onnxcp.graph.chain import Chain, ConvStep
+from onnxcp.graph.chain import Chain, ConvStep, with_kernel
 from onnxcp.graph.model import Model, load
 from onnxcp.graph.site import find_sites
 from onnxcp.graph.splice import replace_kernels, splice
@@ -24,6 +25,7 @@ from tests.networks import (
     Array,
     conv_model,
     difference,
+    feeds_for,
     initializers,
     model_of,
     noise,
@@ -494,6 +496,169 @@ class TestGemmBeforeItsBiasWasOptional:
         zeros = [name for name in initializers(result.proto) if "zeros" in name]
         assert zeros == ["w0/channel-svd/zeros"]
         assert difference(run(result)[0], run(proto)[0]) < FLOAT32
+
+
+# Operator, attributes, whether it has a bias, opset.
+BIASED: dict[str, tuple[str, dict[str, Any], bool, int]] = {
+    "Conv": ("Conv", {"group": 2}, True, 17),
+    "Conv without": ("Conv", {}, False, 17),
+    "ConvTranspose": ("ConvTranspose", {"group": 2, "strides": [2, 2]}, True, 17),
+    "ConvTranspose without": ("ConvTranspose", {}, False, 17),
+    "Gemm": ("Gemm", {"alpha": 0.5, "beta": -2.0, "transB": 1}, True, 17),
+    "Gemm without": ("Gemm", {"transA": 1}, False, 17),
+    "Gemm of old": ("Gemm", {}, True, 9),
+}
+
+
+class TestBias:
+    """That of a chain takes the place of the site's."""
+
+    BIAS = noise(6, seed=8)
+
+    def model(self, name: str, *extra: onnx.NodeProto) -> Model:
+        op, attributes, biased, opset = BIASED[name]
+        group = attributes.get("group", 1)
+        if op == "Gemm":
+            shape: tuple[int, ...] = (6, 4) if attributes.get("transB") else (4, 6)
+            x: tuple[int, ...] = (4, 5) if attributes.get("transA") else (5, 4)
+        else:
+            shape = (4, 6 // group, 3, 3) if op == "ConvTranspose" else (6, 4 // group, 3, 3)
+            x = (2, 4, 7, 8)
+        weights = {"w": noise(*shape)} | ({"b": noise(6, seed=1)} if biased else {})
+        node = helper.make_node(op, ["x", *weights], ["y"], name="site", **attributes)
+        outputs = ["y", *(each.output[0] for each in extra)]
+        return load(
+            model_of([node, *extra], inputs={"x": x}, outputs=outputs, weights=weights, opset=opset)
+        )
+
+    def expected(self, model: Model) -> Array:
+        """What the site puts out with the other bias."""
+        site = only_site(model)
+        (output, *_) = run(model)
+        channels = (6, *(1,) * (output.ndim - 2))
+        old = initializers(model.proto).get("b", np.zeros(6, np.float32))
+        return output + np.float32(site.bias_gain) * (self.BIAS - old).reshape(channels)
+
+    @pytest.mark.parametrize("name", BIASED)
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_is_added_by_the_last_step(self, name: str, steps: int) -> None:
+        model = self.model(name)
+        site = only_site(model)
+        full = ChannelSvd().full_ranks(site)
+        chain = {1: with_kernel(site, site.kernel()), 2: ChannelSvd().apply(site, full).chain}[
+            steps
+        ]
+        result = splice(model, {site: ("refit", replace(chain, bias=self.BIAS))})
+        onnx.checker.check_model(result.proto, full_check=True)
+        assert len(result.proto.graph.node) == steps
+        assert difference(run(result)[0], self.expected(model)) < FLOAT32
+        values = initializers(result.proto)
+        last = result.proto.graph.node[-1].input[2]
+        assert last == ("b/refit/bias" if "b" in initializers(model.proto) else "w/refit/bias")
+        np.testing.assert_array_equal(values[last], self.BIAS)
+        assert "b" not in values
+        assert "w" not in values
+
+    @pytest.mark.parametrize("name", BIASED)
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_is_the_old_one_unless_given(self, name: str, steps: int) -> None:
+        model = self.model(name)
+        site = only_site(model)
+        full = ChannelSvd().full_ranks(site)
+        chain = {1: with_kernel(site, site.kernel()), 2: ChannelSvd().apply(site, full).chain}[
+            steps
+        ]
+        result = splice(model, {site: ("refit", chain)})
+        assert difference(run(result)[0], run(model)[0]) < FLOAT32
+        inputs = list(result.proto.graph.node[-1].input[2:])
+        assert inputs == (["b"] if "b" in initializers(model.proto) else [])
+
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_the_old_one_stays_where_something_else_reads_it(self, steps: int) -> None:
+        model = self.model("Conv", helper.make_node("Neg", ["b"], ["n"]))
+        site = only_site(model)
+        chain = {1: with_kernel(site, site.kernel()), 2: ChannelSvd().apply(site, (3,)).chain}[
+            steps
+        ]
+        result = splice(model, {site: ("refit", replace(chain, bias=self.BIAS))})
+        assert {"b", "b/refit/bias"} <= initializers(result.proto).keys()
+        np.testing.assert_array_equal(run(result)[1], run(model)[1])
+
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_what_computed_the_old_one_goes(self, steps: int) -> None:
+        nodes = [
+            helper.make_node("ReduceMean", ["x"], ["m"], axes=[0, 2, 3], keepdims=0),
+            helper.make_node("Conv", ["x", "w", "m"], ["y"], name="conv"),
+        ]
+        model = load(
+            model_of(nodes, inputs={"x": (1, 6, 7, 8)}, weights={"w": noise(6, 6, 3, 3)})
+        )  # fmt: skip
+        site = only_site(model)
+        chain = {1: with_kernel(site, site.kernel()), 2: ChannelSvd().apply(site, (6,)).chain}[
+            steps
+        ]
+        result = splice(model, {site: ("refit", replace(chain, bias=self.BIAS))})
+        assert operators(result.proto) == ["Conv"] * steps
+
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_may_be_absent_by_an_empty_name(self, steps: int) -> None:
+        model = self.model("Conv without")
+        model.proto.graph.node[0].input.append("")
+        site = only_site(model)
+        chain = {1: with_kernel(site, site.kernel()), 2: ChannelSvd().apply(site, (6,)).chain}[
+            steps
+        ]
+        result = splice(model, {site: ("refit", replace(chain, bias=self.BIAS))})
+        assert result.proto.graph.node[-1].input[2] == "w/refit/bias"
+        assert difference(run(result)[0], self.expected(model)) < FLOAT32
+
+    @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64], ids=str)
+    @pytest.mark.parametrize("steps", [1, 2])
+    def test_is_stored_in_the_type_of_the_weight(self, dtype: Any, steps: int) -> None:
+        model = load(conv_model(dtype=dtype, opset=22, ir_version=10))
+        site = only_site(model)
+        chain = {1: with_kernel(site, site.kernel()), 2: ChannelSvd().apply(site, (3,)).chain}[
+            steps
+        ]
+        result = splice(model, {site: ("refit", replace(chain, bias=self.BIAS))})
+        assert {each.dtype for each in initializers(result.proto).values()} == {np.dtype(dtype)}
+        onnx.checker.check_model(result.proto, full_check=True)
+
+
+class TestOneStep:
+    """Leaves a node where it is, with another weight."""
+
+    @pytest.mark.parametrize("left", [False, True])
+    def test_of_a_product_of_matrices(self, left: bool) -> None:
+        weights = {"w": noise(6, 4) if left else noise(4, 6)}
+        inputs, x = (["w", "x"], (4, 5)) if left else (["x", "w"], (5, 4))
+        node = helper.make_node("MatMul", inputs, ["y"], name="product")
+        model = load(model_of([node], inputs={"x": x}, weights=weights))
+        site, kernel = only_site(model), noise(6, 4, seed=5)
+        result = splice(model, {site: ("refit", with_kernel(site, kernel))})
+        assert result.proto.graph.node[0].name == "product"
+        stored = initializers(result.proto)["w/refit"]
+        np.testing.assert_array_equal(stored, kernel if left else kernel.T)
+        (output,), feeds = run(result), feeds_for(model.proto)
+        expected = kernel @ feeds["x"] if left else feeds["x"] @ kernel.T
+        assert difference(output, expected) < FLOAT32
+
+    def test_keeps_all_attributes(self) -> None:
+        model = load(conv_model(strides=[2, 1], dilations=[1, 2], auto_pad="VALID", group=2))
+        site = only_site(model)
+        result = splice(model, {site: ("refit", with_kernel(site, 2 * site.kernel()))})
+        (before,), (after,) = model.proto.graph.node, result.proto.graph.node
+        assert after.attribute == before.attribute
+        assert (after.name, after.output) == (before.name, before.output)
+
+    def test_of_one_weight_of_two_concerns_only_the_sites_named(self) -> None:
+        model = load(two_convs())
+        _, second = find_sites(model)[0]
+        chain = with_kernel(second, 3 * second.kernel(), np.ones(6, np.float32))
+        result = splice(model, {second: ("refit", chain)})
+        (a, b), (c, d) = run(result, FEEDS), run(model, FEEDS)
+        np.testing.assert_array_equal(a, c)
+        assert difference(b, 3 * d + 1) < FLOAT32
 
 
 def test_annotations_of_the_old_weight_are_gone() -> None:
