@@ -188,7 +188,7 @@ def optimize(
     if eval_data is not None and eval_script is not None:
         raise click.UsageError("Give one of --eval-data and --eval-script.")
     if calibration is None:
-        refuse_without_data("refit", "memory_limit")
+        refuse_without_data("refit", "memory_limit", "refit_target")
 
     from onnxcp.cli import outcome
     from onnxcp.cli.script import load_function, split_reference

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SCOPES = ("all", "factorised", "none")
+TARGETS = ("auto", "linear")
 """Those of `onnxcp.refit`, which is not imported for the help."""
 
 PATH = click.Path(path_type=Path)
@@ -264,10 +265,21 @@ def refit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="How much of the intermediate results of the calibration data to keep in memory, "
         "such as 500MB; the rest goes to a temporary folder.",
     )
+    @click.option(
+        "--refit-target",
+        type=click.Choice(TARGETS),
+        default="auto",
+        show_default=True,
+        help="Whether, where a ReLU follows, what comes out of it is fitted, too (auto: if that "
+        "is closer on samples held out), or only what goes in.",
+    )
     @functools.wraps(command)
-    def with_refit(*args: Any, refit: str, memory_limit: int, **kwargs: Any) -> Any:
+    def with_refit(
+        *args: Any, refit: str, memory_limit: int, refit_target: str, **kwargs: Any
+    ) -> Any:
         from onnxcp.refit import RefitSettings
 
-        return command(*args, refit=RefitSettings(refit, memory_limit), **kwargs)
+        settings = RefitSettings(refit, memory_limit, target=refit_target)
+        return command(*args, refit=settings, **kwargs)
 
     return with_refit
