@@ -61,6 +61,9 @@ class FactorizePass(Pass):
     searches_ranks: ClassVar[bool] = False
     """Whether a rank for an energy is found by decomposing again and again, which takes long."""
 
+    cuts_outputs: ClassVar[bool] = False
+    """Whether `cut` can be called."""
+
     rank: int | tuple[int, ...] | None = None
     energy: float | None = None
     macs: float | None = None
@@ -154,6 +157,38 @@ class FactorizePass(Pass):
             np.concatenate(parts).reshape(factor.shape)
             for parts, factor in zip(zip(*refined, strict=True), factors, strict=True)
         )
+
+    def cut(
+        self,
+        site: Site,
+        ranks: Ranks,
+        mixings: Sequence[Floats],
+        covariances: Sequence[Floats],
+    ) -> tuple[Factors, Floats]:
+        """Return the factors that are best where a mixing of the site's outputs is wanted.
+
+        For a family whose last factor mixes the channels of a lower rank, and that can make any
+        kernel in their place: what is best then depends on the covariance of the site's outputs
+        alone, not on that of its input patches.
+
+        Parameters
+        ----------
+        site
+            The site.
+        ranks
+            The ranks.
+        mixings
+            For each group, what to make of its outputs: ``(T / G, T / G)``.
+        covariances
+            For each group, the covariance of its outputs, of the same shape.
+
+        Returns
+        -------
+        factors : tuple of ndarray
+        mixing : (T, T / G) ndarray
+            What the factors make of the site's outputs, at the reduced rank.
+        """
+        raise NotImplementedError(f"{self.name} cannot be cut by what comes out")
 
     def ranks_on_path(self, site: Site, share: float) -> Ranks:
         """Return ranks that grow from ones to `full_ranks` as `share` goes from 0 to 1."""

@@ -229,10 +229,10 @@ class TestOneSite:
              "MatMul of 3 axes", "left"],
 )  # fmt: skip
 @pytest.mark.parametrize("family", ["channel-svd", "spatial-svd"])
-def test_where_patches_are_too_large_outputs_are_mixed(
+def test_where_patches_are_too_large_outputs_are_looked_at(
     name: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxcp.refit.can_observe", lambda _: False)
+    monkeypatch.setattr("onnxcp.refit.site.can_observe", lambda _: False)
     proto, model = SITES[name], Model(SITES[name])
     choices = choices_for(model, family)
     if not choices:
@@ -245,6 +245,21 @@ def test_where_patches_are_too_large_outputs_are_mixed(
     )
     assert found.after == pytest.approx(error(fitted(model, done), model, values[7::8]), **digits)
     assert found.after < 0.95 * found.before
+
+
+@pytest.mark.parametrize(
+    "name", ["conv", "no bias", "grouped", "Gemm, alpha and beta", "MatMul of 3 axes", "left"]
+)
+def test_a_cut_of_outputs_is_as_good_as_one_of_patches(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reduced-rank regression needs no more than the covariance of what the site puts out."""
+    proto, model = SITES[name], Model(SITES[name])
+    choices, values = choices_for(model, "channel-svd"), samples_for(proto)
+    (patches,) = fit(proto, choices, values, target="linear").values()
+    monkeypatch.setattr("onnxcp.refit.site.can_observe", lambda _: False)
+    (outputs,) = fit(proto, choices, values, target="linear").values()
+    assert outputs.after == pytest.approx(patches.after, rel=0.01)
 
 
 class TestBias:
@@ -670,7 +685,7 @@ def test_values_that_are_not_finite_leave_the_weights_alone() -> None:
 def test_factors_that_rounding_spoils_are_not_used(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxcp.refit.tolerable", lambda *_: False)
+    monkeypatch.setattr("onnxcp.refit.site.tolerable", lambda *_: False)
     proto = SITES[name]
     choices = choices_for(Model(proto), "channel-svd")
     ((site, found),) = fit(proto, choices, samples_for(proto)).items()

@@ -129,12 +129,14 @@ class Sample:
 
 def sample(
     site: Site, pairs: Iterable[tuple[Array, Array]], batches: int, *, seed: int = 0
-) -> Sample:
-    """Draw rows as `observe` does, fewer, and keep them."""
+) -> Sample | None:
+    """Draw rows as `observe` does, fewer, and keep them; None if some are not finite."""
     width = site.group * math.prod(site.kernel_shape[1:])
     wanted = max(_FEW, min(_SAMPLE, _BLOCK // (4 * width)))
     blocks = list(_drawn_rows(site, pairs, batches, wanted, input_rows, seed))
-    return Sample(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+    x, target, held = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    finite = np.isfinite(x).all() and np.isfinite(target).all()
+    return Sample(x, target, held) if finite else None
 
 
 Rows = Iterator[tuple[Array, Array, Array]]

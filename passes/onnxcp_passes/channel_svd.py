@@ -35,6 +35,7 @@ class ChannelSvd(FactorizePass):
 
     name = "channel-svd"
     summary = "k conv S->R, 1x1 conv R->T; Gemm and MatMul: two products"
+    cuts_outputs = True
 
     def applies(self, site: Site) -> Refusal | None:  # noqa: ARG002
         """Return None: every site can be cut."""
@@ -96,3 +97,23 @@ class ChannelSvd(FactorizePass):
             np.concatenate(firsts).reshape(factors[0].shape),
             np.concatenate(lasts).reshape(factors[1].shape),
         )
+
+    def cut(
+        self,
+        site: Site,
+        ranks: Ranks,
+        mixings: Sequence[Floats],
+        covariances: Sequence[Floats],
+    ) -> tuple[Factors, Floats]:
+        """Regress at a reduced rank, and let the first factor make what the last one mixes."""
+        (rank,) = ranks
+        firsts, lasts, kept = [], [], []
+        groups = zip(mixings, covariances, site.group_kernels(), strict=True)
+        for mixing, covariance, kernel in groups:
+            first, last = reduced_rank(mixing, covariance, rank)
+            firsts.append(np.tensordot(first, kernel, axes=1))
+            lasts.append(last)
+            kept.append(last @ first)
+        last = np.concatenate(lasts)
+        ones = (1,) * site.spatial_rank
+        return (np.concatenate(firsts), last.reshape(*last.shape, *ones)), np.concatenate(kept)
