@@ -2,7 +2,8 @@
 
 The public names, each imported when it is first used:
 
-- `optimize`, `Settings`, `RefitSettings`, `Optimized`: the main job.
+- `optimize`, `Settings`, `Goal`, `RefitSettings`, `Optimized`: the main job.
+- `make_plan`, `Plan`, `load_plan`, `save_plan`: what the main job would do, as a file.
 - `CalibrationSource`, `Preprocess`: samples to refit to, how many, and what is done to pictures.
 - `load`, `save`, `Model`: models that lose no field.
 - `find_sites`, `Site`, `Refusal`: weights that may be factorised, and why others may not.
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from onnxcp.graph.model import Model, load, save
     from onnxcp.graph.refusal import Refusal
     from onnxcp.graph.site import Site, find_sites
-    from onnxcp.optimizer import Optimized, optimize
+    from onnxcp.optimizer import Optimized, make_plan, optimize
     from onnxcp.passes import Context, Pass, PassManager, PassResult, registered_passes
     from onnxcp.pipeline import parse_pipeline
+    from onnxcp.planning.goal import Goal
+    from onnxcp.planning.plan import Plan, load_plan, save_plan
     from onnxcp.profiling.machine import Machine
     from onnxcp.refit import RefitSettings
     from onnxcp.settings import Settings
@@ -37,6 +40,7 @@ _HOMES = {
     "CalibrationSource": "onnxcp.calibration.sources",
     "Context": "onnxcp.passes",
     "FactorizePass": "onnxcp.factorize",
+    "Goal": "onnxcp.planning.goal",
     "Machine": "onnxcp.profiling.machine",
     "Model": "onnxcp.graph.model",
     "OnnxcpError": "onnxcp.errors",
@@ -44,6 +48,7 @@ _HOMES = {
     "Pass": "onnxcp.passes",
     "PassManager": "onnxcp.passes",
     "PassResult": "onnxcp.passes",
+    "Plan": "onnxcp.planning.plan",
     "Preprocess": "onnxcp.calibration.preprocess",
     "RefitSettings": "onnxcp.refit",
     "Refusal": "onnxcp.graph.refusal",
@@ -51,16 +56,20 @@ _HOMES = {
     "Site": "onnxcp.graph.site",
     "find_sites": "onnxcp.graph.site",
     "load": "onnxcp.graph.model",
+    "load_plan": "onnxcp.planning.plan",
+    "make_plan": "onnxcp.optimizer",
     "optimize": "onnxcp.optimizer",
     "parse_pipeline": "onnxcp.pipeline",
     "registered_passes": "onnxcp.passes",
     "save": "onnxcp.graph.model",
+    "save_plan": "onnxcp.planning.plan",
 }
 
 __all__ = [
     "CalibrationSource",
     "Context",
     "FactorizePass",
+    "Goal",
     "Machine",
     "Model",
     "OnnxcpError",
@@ -68,6 +77,7 @@ __all__ = [
     "Pass",
     "PassManager",
     "PassResult",
+    "Plan",
     "Preprocess",
     "RefitSettings",
     "Refusal",
@@ -75,10 +85,13 @@ __all__ = [
     "Site",
     "find_sites",
     "load",
+    "load_plan",
+    "make_plan",
     "optimize",
     "parse_pipeline",
     "registered_passes",
     "save",
+    "save_plan",
 ]
 
 

@@ -29,3 +29,7 @@ class ProviderError(OnnxcpError):
 
 class OutputError(OnnxcpError):
     """A file that cannot be written."""
+
+
+class PlanError(OnnxcpError):
+    """A plan that cannot be read, or that does not fit the model that it is to be applied to."""

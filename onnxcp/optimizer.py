@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,24 +11,26 @@ import onnxruntime as ort
 
 from onnxcp.calibration.data import Data, load_calibration, load_labelled
 from onnxcp.calibration.sources import CalibrationSource, DataSource
+from onnxcp.errors import OnnxcpError
 from onnxcp.graph.model import Model, ModelSource, load
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.shapes import infer_shapes
 from onnxcp.graph.summary import Summary, counted_tensors, summarize
 from onnxcp.passes import PassRecord
+from onnxcp.planned import Planned, by_goal, by_plan, outlined, plan_of
+from onnxcp.planning.goal import Goal
 from onnxcp.planning.option import Decision
+from onnxcp.planning.plan import Plan
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.inputs import Shape, session_inputs
 from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
 from onnxcp.progress import Progress, silent
-from onnxcp.rewriting import by_choice, by_passes, refitted
+from onnxcp.rewriting import Rewrite, Work, by_choice, by_passes, given_back
 from onnxcp.settings import Settings
 from onnxcp.verification import (
     Evaluate,
     Verification,
-    output_differences,
     scorer,
-    total_error,
     verify,
 )
 
@@ -38,7 +39,7 @@ SLOWER = "The rewritten network is not faster; the original is handed back"
 BROKEN = "The rewritten network overflows where the original does not; the original is handed back."
 FASTER = "The rewritten network is faster"
 
-Feeds = dict[str, npt.NDArray[Any]]
+Feeds = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,12 @@ class Optimized:
     unfitted
         How the outputs differed before chains were refitted; empty if none were. The same as in
         `verification` if the refit took them no closer, and was given up.
+    planned
+        How the plan came about; None where none was made.
+    plan
+        What every site became, to be carried out again.
+    frontier
+        Plans for the speed-ups of the settings' frontier, and what came of them.
     """
 
     original: Model
@@ -86,6 +93,9 @@ class Optimized:
     shapes: Mapping[str, Shape]
     data_is_random: bool
     unfitted: tuple[OutputDifference, ...] = ()
+    planned: Planned | None = None
+    plan: Plan | None = None
+    frontier: tuple[Planned, ...] = ()
 
 
 def optimize(
@@ -133,77 +143,166 @@ def optimize(
         If data, shapes, passes or providers do not fit.
     """
     settings = settings or Settings()
-    machine = settings.machine
-    _ = settings.target  # what is wrong with it shows now
-    original = load(source)
-
-    progress("loading", 0, 1)
-    session = machine.open(original)
-    calibration, scored = _data(session, data, labelled)
-    samples = calibration or scored
-    feeds = runnable_feeds(session, settings.input_shapes, original.name)
-    # Scored before the work is begun: what is wrong with the labels or the function shows now.
-    score = scorer(feeds, scored, evaluate)
-    baseline = None if score is None else score(session)
-    del session
-    shapes = {name: value.shape for name, value in feeds.items()}
-    known = _shapes(original, feeds, machine)
-    before = summarize(original, known)
-
-    if settings.passes:
-        rewrite = by_passes(original, settings, known, calibration, progress)
-    else:
-        rewrite = by_choice(original, settings, known, progress)
-    differ = functools.partial(
-        output_differences, original, machine=machine, feeds=feeds, samples=samples
-    )
-    unfitted: tuple[OutputDifference, ...] = ()
-    differences: tuple[OutputDifference, ...] = ()
-    if rewrite.model is not None:
-        progress("comparing outputs", 0, 1)
-        differences = differ(rewrite.model)
-        fits = calibration is not None and settings.refit.scope != "none"
-        if rewrite.decisions and fits:
-            assert calibration is not None
-            after_refit = refitted(rewrite, settings, calibration, progress)
-            assert after_refit.model is not None
-            progress("comparing outputs", 0, 1)
-            unfitted, fitted = differences, differ(after_refit.model)
-            if total_error(fitted) <= total_error(unfitted):
-                rewrite, differences = after_refit, fitted
+    work = _work(source, settings, data, labelled, evaluate, progress)
+    rewrite, planned = _rewritten(work)
+    verification = _verified(work, rewrite)
+    while verification is not None and not verification.trial.faster and not _broken(verification):
+        fewer = _doubted(work, rewrite)
+        if fewer is None:
+            break
+        rewrite = fewer
+        verification = _verified(work, rewrite)
 
     result = Optimized(
-        original=original,
-        model=original,
+        original=work.original,
+        model=work.original,
         improved=False,
         verdict=NOTHING,
         decisions=rewrite.decisions,
         refusals=rewrite.refusals,
         records=rewrite.records,
-        before=before,
+        before=summarize(work.original, work.shapes),
         after=None,
-        verification=None,
-        shapes=shapes,
-        data_is_random=samples is None,
-        unfitted=unfitted,
+        verification=verification,
+        shapes={name: value.shape for name, value in work.feeds.items()},
+        data_is_random=work.samples is None,
+        unfitted=rewrite.unfitted,
+        planned=planned,
+        plan=plan_of(work, rewrite, planned, verification, _wanted(settings)),
+        frontier=tuple(by_goal(work, Goal(speedup=each))[1] for each in settings.frontier),
     )
-    rewritten = rewrite.model
-    if rewritten is None:
+    if rewrite.model is None or verification is None:
         return result
-
-    progress("verifying", 0, 1)
-    verification = verify(
-        original, rewritten, machine, feeds, differences, score=score, baseline=baseline
-    )
-    after = summarize(rewritten, _shapes(rewritten, feeds, machine))
-    result = replace(result, after=after, verification=verification)
-    if any(d.finite_a and not d.finite_b for d in verification.differences):
+    after = summarize(rewrite.model, _shapes(rewrite.model, work.feeds, settings.machine))
+    result = replace(result, after=after)
+    if _broken(verification):
         return replace(result, verdict=BROKEN)
     if not verification.trial.faster:
         return replace(result, verdict=f"{SLOWER} ({verification.trial})")
     return replace(
-        result, model=rewritten, improved=True, verdict=f"{FASTER}: {verification.trial}"
+        result, model=rewrite.model, improved=True, verdict=f"{FASTER}: {verification.trial}"
     )
+
+
+def make_plan(
+    source: ModelSource | Model,
+    settings: Settings | None = None,
+    *,
+    data: DataSource | CalibrationSource | None = None,
+    progress: Progress = silent,
+) -> tuple[Plan, Planned]:
+    """Plan for a goal as `optimize` does, but build nothing: chains are timed, not made.
+
+    Parameters and errors are those of `optimize`. A goal of accuracy can only be met by building
+    networks; it is refused.
+
+    Returns
+    -------
+    Plan
+        To be carried out by `optimize`, by `Settings.plan`.
+    Planned
+        How it came about.
+    """
+    settings = settings or Settings()
+    if settings.goal.max_accuracy_drop is not None:
+        raise OnnxcpError("A drop of accuracy shows only in a network that was built: optimize it.")
+    work = _work(source, settings, data, None, None, progress)
+    return outlined(work, settings.goal)
+
+
+def _work(
+    source: ModelSource | Model,
+    settings: Settings,
+    data: DataSource | CalibrationSource | None,
+    labelled: DataSource | None,
+    evaluate: Evaluate | None,
+    progress: Progress,
+) -> Work:
+    """Load what is given; what is wrong with it shows now, before the work is begun."""
+    machine = settings.machine
+    _ = settings.target
+    original = load(source)
+    progress("loading", 0, 1)
+    session = machine.open(original)
+    calibration, scored = _data(session, data, labelled)
+    feeds = runnable_feeds(session, settings.input_shapes, original.name)
+    score = scorer(feeds, scored, evaluate)
+    if settings.goal.max_accuracy_drop is not None and score is None:
+        raise OnnxcpError("A largest drop needs labelled data or a function that scores.")
+    return Work(
+        original=original,
+        settings=settings,
+        shapes=_shapes(original, feeds, machine),
+        feeds=feeds,
+        calibration=calibration,
+        samples=calibration or scored,
+        score=score,
+        baseline=None if score is None else score(session),
+        cache=settings.cache,
+        progress=progress,
+    )
+
+
+def _rewritten(work: Work) -> tuple[Rewrite, Planned | None]:
+    """Rewrite as the settings say."""
+    settings = work.settings
+    if settings.passes:
+        return by_passes(work), None
+    if settings.plan is not None:
+        return by_plan(work, settings.plan), None
+    if settings.target is not None:
+        return by_choice(work, settings.target), None
+    return by_goal(work, settings.goal)
+
+
+def _verified(work: Work, rewrite: Rewrite) -> Verification | None:
+    """Time a rewritten network against the original, and score it."""
+    if rewrite.model is None:
+        return None
+    work.progress("verifying", 0, 1)
+    return verify(
+        work.original,
+        rewrite.model,
+        work.settings.machine,
+        work.feeds,
+        rewrite.differences,
+        score=work.score,
+        baseline=work.baseline,
+    )
+
+
+def _broken(verification: Verification) -> bool:
+    return any(each.finite_a and not each.finite_b for each in verification.differences)
+
+
+def _doubted(work: Work, rewrite: Rewrite) -> Rewrite | None:
+    """Give back the half of the sites that gain least for certain; None if none are left."""
+    certain = {
+        each.site: (timing.before - timing.before / timing.low)
+        for each in rewrite.decisions
+        if each.option is not None and (timing := each.option.timing) is not None
+    }
+    if len(certain) < 2:
+        return None
+    doubted = sorted(certain, key=lambda site: certain[site])[: (len(certain) + 1) // 2]
+    why = "with it, the whole network was measured to be no faster"
+    return given_back(work, rewrite, doubted, why)
+
+
+def _wanted(settings: Settings) -> str:
+    """Return what was asked for, in words."""
+    if settings.passes:
+        return f"passes {settings.passes}"
+    if settings.plan is not None:
+        return settings.plan.goal
+    if isinstance(settings.macs, Mapping):
+        shares = ", ".join(f"{name}: {share:g}" for name, share in settings.macs.items())
+        return f"shares of each layer's MACs of {shares}"
+    if settings.macs is not None:
+        return f"{100 * settings.macs:g} % of each layer's MACs"
+    if settings.energy is not None:
+        return f"{100 * settings.energy:g} % of each kernel's squared norm"
+    return str(settings.goal)
 
 
 def _data(

@@ -2,25 +2,96 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import onnxruntime as ort
 
 from onnxcp.calibration.data import Data
 from onnxcp.errors import PassError
 from onnxcp.factorize import Factorized, FactorizePass
 from onnxcp.graph.model import Model
-from onnxcp.graph.refusal import Refusal
+from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
 from onnxcp.passes import Context, PassManager, PassRecord, find_pass, registered_passes
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.blocks import rank_block
-from onnxcp.planning.decide import Menu, Shapes, Target, decide
+from onnxcp.planning.cache import Cache
+from onnxcp.planning.decide import Target, decide
+from onnxcp.planning.menu import Menu, Shapes
 from onnxcp.planning.option import Decision
-from onnxcp.profiling.machine import Machine
+from onnxcp.profiling.compare import OutputDifference
+from onnxcp.profiling.session import Feeds
 from onnxcp.progress import Progress
 from onnxcp.refit import refit
 from onnxcp.settings import Settings
+from onnxcp.verification import Score, output_differences, total_error
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a rewrite starts from.
+
+    Attributes
+    ----------
+    original
+        The network.
+    settings
+        What to do.
+    shapes
+        Shapes of what its sites read, by name of tensor.
+    feeds
+        What it is timed with.
+    calibration
+        Samples to refit to, or None.
+    samples
+        Samples to compare outputs on; None for `feeds`.
+    score, baseline
+        What scores a session, and what it gave for the original; None where nothing does.
+    cache
+        What was measured before.
+    progress
+        Called with what is being done, how much of it is done, and of how much.
+    """
+
+    original: Model
+    settings: Settings
+    shapes: Shapes
+    feeds: Feeds
+    calibration: Data | None
+    samples: Data | None
+    score: Score | None
+    baseline: float | None
+    cache: Cache
+    progress: Progress
+
+    @property
+    def fits(self) -> Data | None:
+        """The samples to refit to, if that is to be done."""
+        return None if self.settings.refit.scope == "none" else self.calibration
+
+    def differences(self, rewritten: Model) -> tuple[OutputDifference, ...]:
+        """Compare the outputs of a rewritten network with those of the original."""
+        self.progress("comparing outputs", 0, 1)
+        return output_differences(
+            self.original,
+            rewritten,
+            machine=self.settings.machine,
+            feeds=self.feeds,
+            samples=self.samples,
+        )
+
+    def scored(self, model: Model) -> float | None:
+        """Score a rewritten network, if anything scores."""
+        if self.score is None:
+            return None
+        self.progress("scoring", 0, 1)
+        session: ort.InferenceSession = self.settings.machine.open(
+            model, label="the rewritten network"
+        )
+        return self.score(session)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +110,10 @@ class Rewrite:
         Nodes that are no sites, and why.
     records
         What each pass did.
+    differences
+        How the outputs differ from those of the original.
+    unfitted
+        How they differed before chains were refitted; empty if none were.
     """
 
     prepared: Model
@@ -46,12 +121,18 @@ class Rewrite:
     decisions: tuple[Decision, ...]
     refusals: tuple[Refusal, ...]
     records: tuple[PassRecord, ...]
+    differences: tuple[OutputDifference, ...] = ()
+    unfitted: tuple[OutputDifference, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """Relative error of the outputs, all together."""
+        return math.sqrt(sum(min(each.error, 1e18) ** 2 for each in self.differences))
 
 
-def by_passes(
-    original: Model, settings: Settings, shapes: Shapes, data: Data | None, progress: Progress
-) -> Rewrite:
+def by_passes(work: Work) -> Rewrite:
     """Run the passes of the settings as they stand; factorisations are refitted to data."""
+    settings, data, progress = work.settings, work.fits, work.progress
 
     def to_data(model: Model, results: Mapping[Site, Factorized]) -> Mapping[Site, Factorized]:
         assert data is not None
@@ -59,29 +140,97 @@ def by_passes(
         done = refit(model, choices, data, settings.machine, settings.refit, progress=progress)
         return dict(results) | {site: each.result for site, each in done.items() if each.result}
 
-    fits = data is not None and settings.refit.scope != "none"
     context = Context(
-        shapes, progress=lambda what: progress(what, 0, 1), refit=to_data if fits else None
+        work.shapes,
+        progress=lambda what: progress(what, 0, 1),
+        refit=None if data is None else to_data,
     )
-    model, records = PassManager(parse_pipeline(settings.passes)).run(original, context)
+    model, records = PassManager(parse_pipeline(settings.passes)).run(work.original, context)
     changed = any(record.changed for record in records)
-    refusals = tuple(find_sites(original)[1])
-    return Rewrite(original, model if changed else None, (), refusals, records)
+    refusals = tuple(find_sites(work.original)[1])
+    differences = work.differences(model) if changed else ()
+    return Rewrite(work.original, model if changed else None, (), refusals, records, differences)
 
 
-def by_choice(original: Model, settings: Settings, shapes: Shapes, progress: Progress) -> Rewrite:
-    """Fold BatchNormalization, and decide for every site from its weights and by the clock."""
-    prepared, records = PassManager([find_pass("fold-batchnorm")()]).run(original)
+def by_choice(work: Work, target: Target) -> Rewrite:
+    """Decide for every site by itself, from its weights and by the clock; then refit."""
+    prepared, records = fold(work.original)
     sites, refusals = find_sites(prepared)
     decisions: Sequence[Decision] = ()
     if sites:
-        menu = _menu(settings, settings.target, settings.machine)
-        decisions = decide(prepared, sites, menu, shapes, settings.machine, progress)
-    model = _splice(prepared, decisions)
-    return Rewrite(prepared, model, tuple(decisions), tuple(refusals), records)
+        offered = menu(work.settings, work.cache, searching=target.macs is not None)
+        machine, progress = work.settings.machine, work.progress
+        decisions = decide(prepared, sites, offered, target, work.shapes, machine, progress)
+    return settled(work, Rewrite(prepared, None, tuple(decisions), tuple(refusals), records))
 
 
-def refitted(rewrite: Rewrite, settings: Settings, data: Data, progress: Progress) -> Rewrite:
+def settled(work: Work, rewrite: Rewrite) -> Rewrite:
+    """Put what was decided into the network, refit it, and compare outputs.
+
+    A refit that takes the outputs of the network no closer to the original's is given up.
+    """
+    model = _splice(rewrite)
+    if model is None:
+        return replace(rewrite, model=None, differences=(), unfitted=())
+    plain = replace(rewrite, model=model, differences=work.differences(model), unfitted=())
+    if work.fits is None:
+        return plain
+    fitted = _refitted(work, plain, work.fits)
+    assert fitted.model is not None
+    fitted = replace(fitted, differences=work.differences(fitted.model), unfitted=plain.differences)
+    if total_error(fitted.differences) <= total_error(plain.differences):
+        return fitted
+    return replace(plain, unfitted=plain.differences)
+
+
+def given_back(work: Work, rewrite: Rewrite, sites: Sequence[Site], why: str) -> Rewrite:
+    """Leave some sites as they were after all."""
+    decisions = tuple(
+        each.given_back(Refusal(each.site.name, Reason.NOT_FASTER, why))
+        if each.site in sites
+        else each.unfitted()
+        for each in rewrite.decisions
+    )
+    return settled(work, replace(rewrite, decisions=decisions))
+
+
+def fold(original: Model) -> tuple[Model, tuple[PassRecord, ...]]:
+    """Fold BatchNormalization, so that sites have all of their weights."""
+    return PassManager([find_pass("fold-batchnorm")()]).run(original)
+
+
+def menu(settings: Settings, cache: Cache, *, searching: bool) -> Menu:
+    """Return the families to choose from, and at which ranks.
+
+    Parameters
+    ----------
+    settings
+        What to do.
+    cache
+        What was measured before.
+    searching
+        Whether families take part, without being named, that find a rank for an error only by
+        trial.
+    """
+    installed = families()
+    for name in settings.families:
+        if name not in installed:
+            raise PassError(f"There is no family '{name}'; there are: {', '.join(installed)}.")
+    names = settings.families or tuple(
+        name for name, each in installed.items() if searching or not each.searches_ranks
+    )
+    round_to = settings.round_to or rank_block(settings.machine, cache)
+    chosen = tuple(installed[name] for name in names)
+    return Menu(chosen, round_to, settings.nodes, settings.exclude)
+
+
+def families() -> dict[str, FactorizePass]:
+    """Return all families that are installed, by name."""
+    kinds = registered_passes().items()
+    return {name: kind() for name, kind in kinds if issubclass(kind, FactorizePass)}
+
+
+def _refitted(work: Work, rewrite: Rewrite, data: Data) -> Rewrite:
     """Choose among the candidates of every site on data, and refit what is chosen."""
     choices = {
         each.site: [candidate.result for candidate in each.candidates]
@@ -93,36 +242,19 @@ def refitted(rewrite: Rewrite, settings: Settings, data: Data, progress: Progres
         rewrite.prepared,
         choices,
         data,
-        settings.machine,
-        settings.refit,
+        work.settings.machine,
+        work.settings.refit,
         dense=dense,
-        progress=progress,
+        progress=work.progress,
     )
     decisions = tuple(
         each.refitted(done[each.site]) if each.site in done else each for each in rewrite.decisions
     )
-    return replace(rewrite, model=_splice(rewrite.prepared, decisions), decisions=decisions)
+    rewrite = replace(rewrite, decisions=decisions)
+    return replace(rewrite, model=_splice(rewrite))
 
 
-def _menu(settings: Settings, target: Target, machine: Machine) -> Menu:
-    """Return the families to choose from, and at which ranks."""
-    installed = {
-        name: kind for name, kind in registered_passes().items() if issubclass(kind, FactorizePass)
-    }
-    for name in settings.families:
-        if name not in installed:
-            raise PassError(f"There is no family '{name}'; there are: {', '.join(installed)}.")
-    names = settings.families or tuple(
-        name
-        for name, kind in installed.items()
-        if target.macs is not None or not kind.searches_ranks
-    )
-    families = tuple(installed[name]() for name in names)
-    round_to = settings.round_to or rank_block(machine)
-    return Menu(families, target, round_to, settings.nodes, settings.exclude)
-
-
-def _splice(prepared: Model, decisions: Sequence[Decision]) -> Model | None:
+def _splice(rewrite: Rewrite) -> Model | None:
     """Put the chosen chains in, or return None if none was chosen."""
-    chains = {each.site: each.chain for each in decisions if each.chain is not None}
-    return splice(prepared, chains) if chains else None
+    chains = {each.site: each.chain for each in rewrite.decisions if each.chain is not None}
+    return splice(rewrite.prepared, chains) if chains else None

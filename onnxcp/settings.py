@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from onnxcp.errors import OnnxcpError
+from onnxcp.planning.cache import Cache
 from onnxcp.planning.decide import Target
+from onnxcp.planning.goal import Goal
+from onnxcp.planning.plan import Plan
 from onnxcp.profiling.inputs import Shape
 from onnxcp.profiling.machine import Machine
 from onnxcp.refit import RefitSettings
-
-DEFAULT_MAX_ERROR = 0.1
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,16 @@ class Settings:
         counts.
     energy
         Keep at least this share of each kernel's squared Frobenius norm; the fastest family is
-        taken. The same as a `max_error` of sqrt(1 - energy).
-    max_error
-        Largest relative Frobenius error of each kernel; the fastest family is taken. Where none of
-        the three is given, `DEFAULT_MAX_ERROR` is the target.
+        taken.
+    goal
+        What the network is to become as a whole: planned, if neither of the two above is given.
+    plan
+        A plan to carry out as it stands, instead of choosing.
+    frontier
+        Speed-ups to plan for besides, to see what they cost.
     families
         Names of the families to choose from. By default all that are installed; for a target of
-        error without those that can only find a rank by trial, which takes long (cp3 and cp4).
+        energy without those that can only find a rank by trial, which takes long (cp3 and cp4).
     nodes, exclude
         Names of the sites to rewrite and to leave alone: patterns as of a shell, several separated
         by spaces.
@@ -48,11 +53,17 @@ class Settings:
         those of the spatial axes of images as 224.
     refit
         How what replaces sites is fitted to data, where there are any.
+    cache_dir
+        Where measurements are kept for the next time; None: in the user's folder for such.
+    cached
+        Whether they are kept at all.
     """
 
     macs: float | Mapping[str, float] | None = None
     energy: float | None = None
-    max_error: float | None = None
+    goal: Goal = field(default_factory=Goal)
+    plan: Plan | None = None
+    frontier: tuple[float, ...] = ()
     families: tuple[str, ...] = ()
     nodes: str = "*"
     exclude: str = ""
@@ -61,18 +72,33 @@ class Settings:
     machine: Machine = field(default_factory=Machine)
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     refit: RefitSettings = field(default_factory=RefitSettings)
+    cache_dir: Path | None = None
+    cached: bool = True
 
     def __post_init__(self) -> None:
         if self.round_to is not None and self.round_to < 1:
             raise OnnxcpError(f"Ranks cannot be rounded to multiples of {self.round_to}.")
 
+        if sum((self.macs is not None, self.energy is not None, self.goal != Goal())) > 1:
+            raise OnnxcpError("Give one of macs, energy and a goal for the whole network.")
+        if any(not speedup > 1 for speedup in self.frontier):
+            raise OnnxcpError("The speed-ups of a frontier are numbers above 1.")
+
     @property
-    def target(self) -> Target:
-        """The target of each site."""
+    def target(self) -> Target | None:
+        """The target of each site by itself; None where it is the network that has a goal."""
+        if self.macs is not None:
+            return Target(self.macs)
         if self.energy is None:
-            untold = self.macs is None and self.max_error is None
-            return Target(self.macs, DEFAULT_MAX_ERROR if untold else self.max_error)
-        if self.macs is not None or self.max_error is not None or not 0 < self.energy <= 1:
-            raise OnnxcpError("Give one of macs, energy and max-error, each in (0, 1].")
+            return None
+        if not 0 < self.energy <= 1:
+            raise OnnxcpError(f"An energy must lie in (0, 1]; {self.energy:g} does not.")
         # At energy 1 any error is too large; that of rounding must still pass.
         return Target(max_error=max((1 - self.energy) ** 0.5, 1e-6))
+
+    @property
+    def cache(self) -> Cache:
+        """What was measured before."""
+        if not self.cached:
+            return Cache(None)
+        return Cache.default() if self.cache_dir is None else Cache(self.cache_dir)

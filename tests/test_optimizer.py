@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -15,10 +15,14 @@ from models.builder import GraphBuilder
 from onnxcp import Machine, OnnxcpError, Optimized, Settings, optimize
 from onnxcp.errors import DataError, ModelError, PassError
 from onnxcp.graph.refusal import Reason
+from onnxcp.planning.goal import Goal
 from onnxcp.profiling.timing import Latency, Trial
 from onnxcp.refit import RefitSettings
+from tests.clockwork import trial
 
 FASTER, SLOWER = 2.0, 0.9
+WITHIN = 1 - 1e-6
+"""Energy of a kernel that is off by a thousandth."""
 
 
 def low_rank(outputs: int, inputs: int, kernel: int, rank: int, seed: int) -> np.ndarray:
@@ -41,25 +45,31 @@ def network(batch: int | str = "N") -> onnx.ModelProto:
     return g.model([g.gemm(x, 48, 10, name="scores")])
 
 
-def trial(ratio: float) -> Trial:
-    latency = Latency((1.0,) * 30)
-    return Trial(latency, latency, ratio, ratio - 0.01, ratio + 0.01, 0.0, 30, 0, clean=True)
-
-
 @pytest.fixture
 def timings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sets what every measurement of one chain, and that of the whole network, will give."""
 
     def set_to(alone: float = FASTER, whole: float = FASTER) -> None:
-        monkeypatch.setattr("onnxcp.planning.latency.paired", lambda *_, **__: trial(alone))
-        monkeypatch.setattr("onnxcp.verification.paired", lambda *_, **__: trial(whole))
+        def in_turns(runs: Sequence[object], **_: object) -> list[Trial]:
+            return [trial(alone, 1.0)] * (len(runs) - 1)
+
+        def paired(*_: object, **__: object) -> Trial:
+            return trial(whole, 1.0)
+
+        def measure(*_: object, **__: object) -> Latency:
+            return Latency((whole,) * 30)
+
+        monkeypatch.setattr("onnxcp.planning.latency.in_turns", in_turns)
+        monkeypatch.setattr("onnxcp.planned.paired", paired)
+        monkeypatch.setattr("onnxcp.planned.measure", measure)
+        monkeypatch.setattr("onnxcp.verification.paired", paired)
 
     set_to()
     return set_to
 
 
 def settings(**options: object) -> Settings:
-    return Settings(**{"round_to": 1, **options})
+    return Settings(**{"round_to": 1, "cached": False, **options})
 
 
 def run(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
@@ -72,7 +82,7 @@ class TestImproved:
     def test_low_rank_sites_become_chains_that_compute_the_same(self) -> None:
         source = network()
         before = source.SerializeToString()
-        result = optimize(source, settings(max_error=1e-3, families=("channel-svd",)))
+        result = optimize(source, settings(energy=WITHIN, families=("channel-svd",)))
         assert result.improved
         assert source.SerializeToString() == before
         chosen = {d.site.name: d.option.ranks for d in result.decisions if d.option is not None}
@@ -85,7 +95,7 @@ class TestImproved:
         )
 
     def test_counts_before_and_after(self) -> None:
-        result = optimize(network(), settings(max_error=1e-3, families=("channel-svd",)))
+        result = optimize(network(), settings(energy=WITHIN, families=("channel-svd",)))
         assert result.after is not None
         stem, body, tail = 3 * 32 * 9 * 256, 32 * 48 * 9 * 256, 48 * 48 * 9 * 64
         assert result.before.macs == stem + body + tail + 480
@@ -126,11 +136,20 @@ class TestImproved:
         assert ranks
         assert all(rank % 16 == 0 for rank in ranks)
 
-    def test_energy_is_another_word_for_error(self) -> None:
-        by_energy = optimize(network(), settings(energy=1 - 1e-6, families=("tucker2",)))
-        by_error = optimize(network(), settings(max_error=1e-3, families=("tucker2",)))
-        ranks = [[d.option and d.option.ranks for d in r.decisions] for r in (by_energy, by_error)]
-        assert ranks[0] == ranks[1]
+    @pytest.mark.parametrize("error", [1e-3, 0.05, 0.3])
+    def test_energy_is_another_word_for_error(self, error: float) -> None:
+        """Of a kernel: an error of e leaves 1 - e² of its squared norm."""
+        asked = settings(energy=1 - error**2, families=("tucker2",))
+        assert asked.target is not None
+        assert asked.target.max_error == pytest.approx(error)
+        results = [d.result for d in optimize(network(), asked).decisions if d.result is not None]
+        assert results
+        assert all(result.error <= error for result in results)
+
+    def test_all_of_the_energy_but_for_rounding(self) -> None:
+        result = optimize(network(), settings(energy=1.0, families=("channel-svd",)))
+        chosen = {d.site.name: d.option.ranks for d in result.decisions if d.option is not None}
+        assert chosen == {"body": (8,), "tail": (8,)}
 
     def test_nodes_are_selected_by_pattern(self) -> None:
         result = optimize(network(), settings(macs=0.5, nodes="b* t*", exclude="tail"))
@@ -184,7 +203,7 @@ class TestHandedBack:
         g = GraphBuilder("full rank")
         x = g.input("image", [1, 16, 12, 12])
         model = g.model([g.conv(x, 16, 32, 3, name="c", pads=1)])
-        result = optimize(model, settings(max_error=1e-3))
+        result = optimize(model, settings(energy=WITHIN))
         assert not result.improved
         reasons = {refusal.reason for refusal in result.decisions[0].refusals}
         assert reasons == {Reason.NO_REDUCTION}
@@ -192,7 +211,7 @@ class TestHandedBack:
     @pytest.mark.usefixtures("timings")
     def test_no_site_at_all(self) -> None:
         g = GraphBuilder("relu")
-        result = optimize(g.model([g.relu(g.input("x", [1, 4]), name="y")]))
+        result = optimize(g.model([g.relu(g.input("x", [1, 4]), name="y")]), settings())
         assert not result.improved
         assert result.decisions == ()
 
@@ -211,7 +230,7 @@ class TestData:
         label = run(network(), image.astype(np.float32)).argmax(axis=1)
         result = optimize(
             network(),
-            settings(max_error=1e-3, families=("channel-svd",)),
+            settings(energy=WITHIN, families=("channel-svd",)),
             labelled={"image": image, "label": label},
         )
         assert result.verification is not None
@@ -239,7 +258,7 @@ class TestData:
     def test_labels_are_asked_for(self) -> None:
         image = np.zeros((4, 3, 16, 16), np.float32)
         with pytest.raises(DataError, match="no array 'label'"):
-            optimize(network(), labelled={"image": image})
+            optimize(network(), settings(), labelled={"image": image})
 
 
 def smooth(n: int, seed: int = 0) -> np.ndarray:
@@ -325,7 +344,7 @@ class TestRefits:
     ) -> None:
         alone = without_data()
         errors = iter([2.0, 1.0])  # with the refit, and without
-        monkeypatch.setattr("onnxcp.optimizer.total_error", lambda _: next(errors))
+        monkeypatch.setattr("onnxcp.rewriting.total_error", lambda _: next(errors))
         result = optimize(network(), reducing(), data=DATA)
         assert result.improved
         assert result.model.proto.SerializeToString() == alone.model.proto.SerializeToString()
@@ -426,10 +445,19 @@ class TestBadRequests:
         ("options", "error", "sentence"),
         [
             ({"macs": 0.0}, OnnxcpError, r"must lie in \(0, 1\]; 0 does not"),
-            ({"max_error": 2.0}, OnnxcpError, r"must lie in \(0, 1\]; 2 does not"),
-            ({"macs": 0.5, "max_error": 0.1}, OnnxcpError, "Give one of"),
-            ({"macs": 0.5, "energy": 0.9}, OnnxcpError, "Give one of"),
-            ({"energy": -1.0}, OnnxcpError, "Give one of"),
+            ({"macs": {"*": 0.5, "body": 1.5}}, OnnxcpError, r"must lie in \(0, 1\]; 1.5 does not"),
+            ({"energy": 2.0}, OnnxcpError, r"must lie in \(0, 1\]; 2 does not"),
+            ({"energy": -1.0}, OnnxcpError, r"must lie in \(0, 1\]; -1 does not"),
+            ({"macs": 0.5, "energy": 0.9}, OnnxcpError, "Give one of macs, energy and a goal"),
+            ({"macs": 0.5, "goal": Goal(max_error=0.1)}, OnnxcpError, "Give one of macs, energy"),
+            ({"energy": 0.9, "goal": Goal(speedup=2)}, OnnxcpError, "Give one of macs, energy"),
+            ({"round_to": 0}, OnnxcpError, "cannot be rounded to multiples of 0"),
+            ({"frontier": (2.0, 1.0)}, OnnxcpError, "numbers above 1"),
+            (
+                {"goal": Goal(max_accuracy_drop=0.01)},
+                OnnxcpError,
+                "needs labelled data or a function that scores",
+            ),
             ({"families": ("cp5",)}, PassError, "no family 'cp5'; there are: channel-svd"),
             ({"families": ("fold-batchnorm",)}, PassError, "no family 'fold-batchnorm'"),
             ({"passes": "cp3{rank=0}"}, PassError, "'rank' of pass 'cp3' is 0"),
@@ -447,14 +475,14 @@ class TestBadRequests:
         model = network()
         model.graph.node[0].op_type = "Convolve"
         with pytest.raises(ModelError, match="ONNX Runtime cannot load"):
-            optimize(model)
+            optimize(model, settings())
 
     def test_shapes_that_cannot_be_guessed(self) -> None:
         g = GraphBuilder("seven")
         x = g.input("x", ["n", "m"])
         y = g.reshape(x, [7, 11], name="y")
         with pytest.raises(ModelError, match=r"Give its input shapes; x:1,512 was tried"):
-            optimize(g.model([y]))
+            optimize(g.model([y]), settings())
 
 
 def test_the_public_names_are_there() -> None:

@@ -47,7 +47,7 @@ class Fail(Pass):
     name = "fail"
     summary = "fails"
 
-    def run(self, model: Model, context: Context) -> PassResult:  # noqa: ARG002
+    def run(self, model: Model, context: Context) -> PassResult:
         raise ERRORS[0]
 
 
@@ -60,7 +60,7 @@ class Break(Pass):
     name = "break"
     summary = "leaves an invalid graph"
 
-    def run(self, model: Model, context: Context) -> PassResult:  # noqa: ARG002
+    def run(self, model: Model, context: Context) -> PassResult:
         def change(graph: gs.Graph) -> None:
             graph.nodes[0].inputs[0] = gs.Variable("nowhere")
 

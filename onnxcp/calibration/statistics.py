@@ -70,7 +70,13 @@ def can_observe(site: Site) -> bool:
 
 
 def observe(
-    site: Site, pairs: Iterable[tuple[Array, Array]], batches: int, *, biased: bool, seed: int = 0
+    site: Site,
+    pairs: Iterable[tuple[Array, Array]],
+    batches: int,
+    *,
+    biased: bool,
+    seed: int = 0,
+    rows: int | None = None,
 ) -> Observed | None:
     """Gather the moments of a site's input rows and targets.
 
@@ -86,13 +92,15 @@ def observe(
         Whether the site may have another bias.
     seed
         Of the drawing of rows.
+    rows
+        How many to draw; by default as many as a fit needs.
 
     Returns
     -------
     Observed or None
         None if there are too few samples to hold some out, or values that are not finite.
     """
-    wanted = max(_ROWS, _PER_ENTRY * math.prod(site.kernel_shape[1:]))
+    wanted = rows or max(_ROWS, _PER_ENTRY * math.prod(site.kernel_shape[1:]))
     return _gather(site, pairs, batches, wanted, input_rows, biased, seed)
 
 

@@ -20,6 +20,7 @@ from onnxcp.cli.inspect import inspect
 from onnxcp.cli.optimize import optimize
 from onnxcp.cli.options import verbosity_options
 from onnxcp.cli.passes import passes
+from onnxcp.cli.plan import plan
 from onnxcp.cli.profile import profile
 from onnxcp.cli.terminal import Terminal
 from onnxcp.errors import OnnxcpError
@@ -33,6 +34,7 @@ _HELP = """Make ONNX networks faster by low-rank compression, decided by measure
 
 \b
 onnxcp demo                  see it work on a network that comes along
+onnxcp plan model.onnx       say what it would become, and how fast
 onnxcp optimize model.onnx   write model.optimized.onnx, if that is faster
 
 Tables and progress go to stderr, --json to stdout. Exit codes: 0 done, also where nothing was
@@ -44,7 +46,7 @@ interrupted.
 @click.group(
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    commands=[optimize, inspect, profile, compare, passes, demo],
+    commands=[optimize, plan, inspect, profile, compare, passes, demo],
 )
 @click.version_option(__version__, message="onnxcp %(version)s")
 @verbosity_options

@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxcp.cli.goals import (
+    CHOOSING,
+    GOALS,
+    cache_options,
+    choosing_options,
+    goal_options,
+    numbers,
+)
 from onnxcp.cli.options import (
     PATH,
     calibration_options,
-    comma_separated,
     given_options,
     input_shapes_option,
     json_option,
@@ -25,23 +32,12 @@ from onnxcp.cli.terminal import Terminal
 if TYPE_CHECKING:
     from onnxcp.calibration.sources import CalibrationSource
     from onnxcp.graph.model import Model
+    from onnxcp.planning.goal import Goal
     from onnxcp.profiling.inputs import Shape
     from onnxcp.profiling.machine import Machine
     from onnxcp.refit import RefitSettings
 
 _SHARE = click.FloatRange(0, 1, min_open=True)
-
-_CHOOSING = ("macs", "energy", "max_error", "families", "nodes", "exclude", "round_to")
-"""Parameters that say how to choose; where passes are given there is nothing to choose."""
-
-
-def round_to_multiple(text: str) -> int | None:
-    """Return a multiple for ranks, or None for ``auto``."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise click.BadParameter(f"'{text}' is neither auto nor a whole number from 1 on.")
-    return int(text)
 
 
 def shares(text: str) -> float | dict[str, float]:
@@ -66,6 +62,7 @@ def shares(text: str) -> float | dict[str, float]:
 @click.command(short_help="Write a faster model that computes nearly the same.")
 @model_argument
 @click.argument("output", type=PATH, required=False)
+@goal_options
 @click.option(
     "--macs",
     type=shares,
@@ -79,36 +76,7 @@ def shares(text: str) -> float | dict[str, float]:
     metavar="SHARE",
     help="Keep at least this share of each kernel's squared norm, such as 0.99.",
 )
-@click.option(
-    "--max-error",
-    type=_SHARE,
-    metavar="ERROR",
-    help="Largest relative error of each kernel. The default target, at 0.1.",
-)
-@click.option(
-    "--families",
-    type=comma_separated,
-    default="",
-    metavar="NAME,...",
-    help="Families to choose from, such as cp3,tucker2. By default all for --macs; for other "
-    "targets all but those that find a rank only by trial, cp3 and cp4.",
-)
-@click.option(
-    "--nodes",
-    default="*",
-    metavar="GLOB",
-    show_default=True,
-    help="Names of the nodes to rewrite; several patterns separated by spaces.",
-)
-@click.option("--exclude", default="", metavar="GLOB", help="Names of the nodes to leave alone.")
-@click.option(
-    "--round-to",
-    type=round_to_multiple,
-    default="auto",
-    show_default=True,
-    metavar="auto|N",
-    help="Ranks become multiples of this; auto finds by measuring what pays.",
-)
+@choosing_options
 @click.option(
     "--passes",
     "pipeline",
@@ -117,6 +85,22 @@ def shares(text: str) -> float | dict[str, float]:
     help="Run these passes as they stand, such as "
     "'fold-batchnorm,cp4{rank=64,nodes=\"conv2*\"}', instead of choosing.",
 )
+@click.option(
+    "--plan",
+    "plan_file",
+    type=PATH,
+    metavar="P.yaml",
+    help="Do what this plan says, written by --save-plan or `onnxcp plan`, instead of choosing.",
+)
+@click.option("--save-plan", type=PATH, metavar="P.yaml", help="Write what every layer became.")
+@click.option(
+    "--frontier",
+    type=numbers,
+    default="",
+    metavar="X,...",
+    help="Plan for these speed-ups, too, and measure what they cost, such as 1.5,2,3.",
+)
+@cache_options
 @machine_options
 @input_shapes_option
 @calibration_options(
@@ -152,14 +136,19 @@ def optimize(
     model: Path,
     output: Path | None,
     *,
+    goal: Goal,
     macs: float | dict[str, float] | None,
     energy: float | None,
-    max_error: float | None,
     families: tuple[str, ...],
     nodes: str,
     exclude: str,
     round_to: int | None,
     pipeline: str,
+    plan_file: Path | None,
+    save_plan: Path | None,
+    frontier: tuple[float, ...],
+    cache_dir: Path | None,
+    no_cache: bool,
     machine: Machine,
     input_shapes: dict[str, Shape],
     calibration: CalibrationSource | None,
@@ -179,12 +168,7 @@ def optimize(
     result is compared with the original in numbers and in time. If it is not faster, OUTPUT is
     the original, unchanged, and the exit code is 0 all the same.
     """
-    targets = {"--macs": macs, "--energy": energy, "--max-error": max_error}
-    given = [name for name, value in targets.items() if value is not None]
-    if len(given) > 1:
-        raise click.UsageError(f"Give only one target: {' and '.join(given)} exclude each other.")
-    if pipeline and (idle := given_options(*_CHOOSING)):
-        raise click.UsageError(f"--passes are run as they stand; {idle[0]} has no say there.")
+    _check_usage(pipeline, plan_file)
     if eval_data is not None and eval_script is not None:
         raise click.UsageError("Give one of --eval-data and --eval-script.")
     if calibration is None:
@@ -194,7 +178,8 @@ def optimize(
     from onnxcp.cli.script import load_function, split_reference
     from onnxcp.graph.model import load
     from onnxcp.optimizer import optimize as run
-    from onnxcp.reporting.environment import describe
+    from onnxcp.planning.plan import load_plan
+    from onnxcp.profiling.environment import describe
     from onnxcp.reporting.job import Job
     from onnxcp.reporting.record import optimized_record
     from onnxcp.settings import Settings
@@ -202,7 +187,9 @@ def optimize(
     settings = Settings(
         macs=macs,
         energy=energy,
-        max_error=max_error,
+        goal=goal,
+        plan=None if plan_file is None else load_plan(plan_file),
+        frontier=frontier,
         families=families,
         nodes=nodes,
         exclude=exclude,
@@ -211,6 +198,8 @@ def optimize(
         machine=machine,
         input_shapes=input_shapes,
         refit=refit,
+        cache_dir=cache_dir,
+        cached=not no_cache,
     )
     source = load(model)
     target = None if dry_run else output or model.with_name(f"{model.stem}.optimized.onnx")
@@ -221,7 +210,10 @@ def optimize(
         inputs["the evaluation data"] = eval_data
     if eval_script is not None:
         inputs["the evaluation script"] = split_reference(eval_script)[0]
-    _check(source, target, report, inputs, external=save_as_external_data, force=force)
+    if plan_file is not None:
+        inputs["the plan to carry out"] = plan_file
+    pages = {"the report": report, "the plan": save_plan}
+    _check(source, target, pages, inputs, external=save_as_external_data, force=force)
     evaluate = None if eval_script is None else load_function(eval_script)
 
     with terminal.progress() as progress:
@@ -244,7 +236,13 @@ def optimize(
     )
     outcome.show(terminal, result, job)
     outcome.keep(
-        terminal, result, job, output=target, report=report, external=save_as_external_data
+        terminal,
+        result,
+        job,
+        output=target,
+        report=report,
+        plan=save_plan,
+        external=save_as_external_data,
     )
     if dry_run:
         terminal.say("No model was written, since this was a dry run.")
@@ -252,10 +250,25 @@ def optimize(
         terminal.json(optimized_record(result, job, describe(machine)))
 
 
+def _check_usage(pipeline: str, plan_file: Path | None) -> None:
+    """Refuse options that exclude each other or have no say."""
+    ways = given_options("macs", "energy", *GOALS)
+    if len(ways) > 1:
+        raise click.UsageError(f"Give only one target: {' and '.join(ways)} exclude each other.")
+    if pipeline and plan_file is not None:
+        raise click.UsageError("Give one of --passes and --plan.")
+    settled = {"--passes are run as they stand": pipeline, "--plan says it all": plan_file}
+    for what, given in settled.items():
+        if given and (idle := given_options("macs", "energy", "frontier", *GOALS, *CHOOSING)):
+            raise click.UsageError(f"{what}; {idle[0]} has no say there.")
+    if pipeline and given_options("save_plan"):
+        raise click.UsageError("--passes are no plan; there is nothing for --save-plan to write.")
+
+
 def _check(
     source: Model,
     target: Path | None,
-    report: Path | None,
+    pages: dict[str, Path | None],
     inputs: dict[str, Path],
     *,
     external: bool,
@@ -269,6 +282,5 @@ def _check(
         outputs["external data"] = external_path(target)
         weights = enumerate(sorted(external_files(source)))
         inputs |= {f"external data {number} of the input": path for number, path in weights}
-    if report is not None:
-        outputs["the report"] = report
+    outputs |= {what: path for what, path in pages.items() if path is not None}
     check_outputs(outputs, inputs, force=force)

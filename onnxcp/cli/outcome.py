@@ -27,6 +27,10 @@ def show(terminal: Terminal, result: Optimized, job: Job) -> None:
         for decision in result.decisions:
             for refusal in decision.refusals:
                 terminal.say(f"{refusal}.")
+    if result.planned is not None and result.planned.rounds:
+        terminal.show(table.rounds(result.planned, custom_score=custom))
+    if result.frontier:
+        terminal.show(table.frontier(result.frontier, custom_score=custom))
     terminal.show(table.before_after(result, custom_score=custom))
     for note in facts.notes(result, custom_score=custom, passes_refit=job.passes_refit):
         terminal.say(note)
@@ -41,10 +45,12 @@ def keep(
     output: Path | None,
     report: Path | None,
     external: bool,
+    plan: Path | None = None,
 ) -> None:
-    """Write the model and the report, each whole or not at all; None is not written."""
+    """Write the model, the report and the plan, each whole or not at all; None is not written."""
     from onnxcp.files import write_text
     from onnxcp.graph.model import save
+    from onnxcp.planning.plan import save_plan
     from onnxcp.reporting.html import render
 
     # Rendered first: if that fails, nothing has been written yet.
@@ -56,3 +62,6 @@ def keep(
     if report is not None and page is not None:
         write_text(report, page)
         terminal.wrote(report, "the report")
+    if plan is not None and result.plan is not None:
+        save_plan(result.plan, plan)
+        terminal.wrote(plan, "the plan")

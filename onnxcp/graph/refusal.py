@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,12 +19,24 @@ class Reason(StrEnum):
     NO_REDUCTION = "no reduction"
     NOT_FASTER = "not faster"
     NOT_FINITE = "not finite"
+    NOT_NEEDED = "not needed"
     QUANTIZED = "quantized"
     SHAPE_UNKNOWN = "shape unknown"
     TOO_SMALL = "too small"
     UNKNOWN_DOMAIN = "unknown domain"
     UNSUPPORTED = "unsupported"
     WEIGHT_NOT_CONSTANT = "weight not constant"
+
+
+# How far an option came before it was refused; of several refusals the last such says most.
+_STAGES = (
+    Reason.INEXPRESSIBLE,
+    Reason.NO_REDUCTION,
+    Reason.NOT_FASTER,
+    Reason.NOT_FINITE,
+    Reason.INACCURATE,
+    Reason.NOT_NEEDED,
+)
 
 
 @dataclass(frozen=True)
@@ -46,3 +59,12 @@ class Refusal:
 
     def __str__(self) -> str:
         return f"{self.site}: {self.detail}"
+
+
+def main_refusal(refusals: Sequence[Refusal]) -> Refusal | None:
+    """Return the refusal of the option that came furthest: it says most."""
+
+    def stage(refusal: Refusal) -> int:
+        return _STAGES.index(refusal.reason) if refusal.reason in _STAGES else -1
+
+    return max(refusals, key=stage, default=None)

@@ -14,21 +14,18 @@ import numpy as np
 
 from onnxcp.errors import ModelError, OnnxcpError
 from onnxcp.factorize import Factorized, FactorizePass, Ranks, selected
-from onnxcp.graph.chain import Chain, chain_macs, site_macs
+from onnxcp.graph.chain import site_macs
 from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.ranks import round_rank
-from onnxcp.planning.latency import SiteBench
+from onnxcp.planning.latency import WORTHWHILE, SiteBench, timing_of
+from onnxcp.planning.menu import Menu, Shapes
+from onnxcp.planning.offer import Offer
 from onnxcp.planning.option import Candidate, Decision, Option
 from onnxcp.profiling.machine import Machine
 from onnxcp.progress import Progress
 from onnxcp.verification import tolerable
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-_WORTHWHILE = 1.05  # an option must beat the site by this factor; less is lost again in a network
-_NOTABLE = 0.002  # share of the network's multiply-adds below which a site is not worth a look
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Target:
     def __post_init__(self) -> None:
         shares = self.macs.values() if isinstance(self.macs, Mapping) else [self.macs]
         if (self.macs is None) == (self.max_error is None):
-            raise OnnxcpError("Give one of macs, energy and max-error as a target.")
+            raise OnnxcpError("Give one of macs and max_error as a target.")
         for value in (*shares, self.max_error):
             if value is not None and not 0 < value <= 1:
                 raise OnnxcpError(f"A target must lie in (0, 1]; {value:g} does not.")
@@ -63,6 +60,12 @@ class Target:
             return self.macs
         fitting = [value for pattern, value in self.macs.items() if selected(name, pattern)]
         return fitting[-1] if fitting else None
+
+    def refusal(self, site: Site) -> Refusal | None:
+        """Return why a site is not to be reduced."""
+        if self.macs is None or self.share(site.name) is not None:
+            return None
+        return Refusal(site.name, Reason.EXCLUDED, "no share of its MACs is asked for")
 
     def ranks(
         self, family: FactorizePass, site: Site, round_to: int, shape: Sequence[int]
@@ -81,33 +84,11 @@ class Target:
         )
 
 
-@dataclass(frozen=True)
-class Menu:
-    """What may be chosen from.
-
-    Attributes
-    ----------
-    families
-        The families.
-    target
-        How far sites may be reduced.
-    round_to
-        Multiple that ranks are rounded to.
-    nodes, exclude
-        Names of sites, as of `FactorizePass`.
-    """
-
-    families: tuple[FactorizePass, ...]
-    target: Target
-    round_to: int = 1
-    nodes: str = "*"
-    exclude: str = ""
-
-
 def decide(
     model: Model,
     sites: Sequence[Site],
     menu: Menu,
+    target: Target,
     shapes: Shapes,
     machine: Machine,
     progress: Progress,
@@ -120,6 +101,8 @@ def decide(
         The model, and the sites found in it.
     menu
         What may be chosen from.
+    target
+        How far each site may be reduced.
     shapes
         Shapes of tensors, by name; a site whose input is not among them is left alone.
     machine
@@ -134,11 +117,11 @@ def decide(
     for done, site in enumerate(sites):
         tell = functools.partial(_tell, progress, done, len(sites))
         tell(f"{site.name}: choosing ranks")
-        refusal = _not_worth_a_look(site, macs.get(site), total, menu)
+        refusal = menu.refusal(site, macs.get(site), total) or target.refusal(site)
         if refusal is not None:
             decisions.append(Decision(site, macs.get(site), reasons=(refusal,)))
             continue
-        decisions.append(_decide(model, site, menu, known[site], macs[site], machine, tell))
+        decisions.append(_decide(model, site, menu, target, known[site], macs[site], machine, tell))
     return decisions
 
 
@@ -146,12 +129,13 @@ def _decide(
     model: Model,
     site: Site,
     menu: Menu,
+    target: Target,
     shape: tuple[int, ...],
     macs: int,
     machine: Machine,
     tell: Callable[[str], None],
 ) -> Decision:
-    offers, refusals = _offers(site, menu, shape, macs)
+    offers, refusals = _offers(site, menu, target, shape, macs)
     if not offers:
         return Decision(site, macs, reasons=tuple(refusals))
     try:
@@ -159,7 +143,7 @@ def _decide(
         bench = SiteBench(model, site, shape, machine)
         options, slow = _faster(site, offers, macs, bench)
         tell(f"{site.name}: decomposing")
-        candidates, unfit = _fit(options, menu.target, bench)
+        candidates, unfit = _fit(options, target, bench)
     except ModelError as error:
         alone = Refusal(site.name, Reason.UNSUPPORTED, f"it cannot be run alone: {error}")
         return Decision(site, macs, reasons=(*refusals, alone))
@@ -170,47 +154,19 @@ def _tell(progress: Progress, done: int, total: int, what: str) -> None:
     progress(what, done, total)
 
 
-def _not_worth_a_look(site: Site, macs: int | None, total: int, menu: Menu) -> Refusal | None:
-    if not selected(site.name, menu.nodes, menu.exclude):
-        return Refusal(site.name, Reason.EXCLUDED, "it is not among the nodes to rewrite")
-    if menu.target.macs is not None and menu.target.share(site.name) is None:
-        return Refusal(site.name, Reason.EXCLUDED, "no share of its MACs is asked for")
-    if macs is None:
-        detail = "the shape of its input is not known; give input shapes"
-        return Refusal(site.name, Reason.SHAPE_UNKNOWN, detail)
-    if macs < _NOTABLE * total:
-        detail = f"it makes up {macs / total:.2%} of the MACs, too few to pay"
-        return Refusal(site.name, Reason.TOO_SMALL, detail)
-    return None
-
-
-@dataclass(frozen=True, eq=False)
-class _Offer:
-    """What a family has for a site before it is timed: ranks, the chain's shape, its cost."""
-
-    family: FactorizePass
-    ranks: Ranks
-    sketch: Chain
-    macs: int
-
-    def __str__(self) -> str:
-        return f"{self.family.name} {'x'.join(map(str, self.ranks))}"
-
-
 def _offers(
-    site: Site, menu: Menu, shape: tuple[int, ...], macs: int
-) -> tuple[list[_Offer], list[Refusal]]:
+    site: Site, menu: Menu, target: Target, shape: tuple[int, ...], macs: int
+) -> tuple[list[Offer], list[Refusal]]:
     """Return what the families have to offer, and why the others have nothing."""
-    offers: list[_Offer] = []
+    offers: list[Offer] = []
     refusals: list[Refusal] = []
     for family in menu.families:
         refusal = family.applies(site)
-        ranks = refusal or menu.target.ranks(family, site, menu.round_to, shape)
+        ranks = refusal or target.ranks(family, site, menu.round_to, shape)
         if isinstance(ranks, Refusal):
             refusals.append(ranks)
             continue
-        sketch = family.sketch(site, ranks)
-        offer = _Offer(family, ranks, sketch, chain_macs(site, sketch, shape))
+        offer = Offer.of(site, family, ranks, shape)
         if offer.macs < macs:
             offers.append(offer)
         else:
@@ -220,15 +176,16 @@ def _offers(
 
 
 def _faster(
-    site: Site, offers: Sequence[_Offer], macs: int, bench: SiteBench
+    site: Site, offers: Sequence[Offer], macs: int, bench: SiteBench
 ) -> tuple[list[Option], list[Refusal]]:
     """Time the offers against the site; return the faster ones and why not the others."""
     options: list[Option] = []
     refusals: list[Refusal] = []
-    for offer in offers:
-        trial = bench.trial(offer.sketch)
-        if trial.faster and trial.ratio >= _WORTHWHILE:
-            options.append(Option(site, offer.family, offer.ranks, offer.macs, trial))
+    trials = bench.trials([offer.sketch for offer in offers])
+    for offer, trial in zip(offers, trials, strict=True):
+        if trial.faster and trial.ratio >= WORTHWHILE:
+            option = Option(site, offer.family, offer.ranks, offer.macs, timing_of(trial))
+            options.append(option)
         else:
             detail = f"{offer} is not faster, with {offer.macs / macs:.0%} of the MACs: {trial}"
             refusals.append(Refusal(site.name, Reason.NOT_FASTER, detail))
@@ -242,7 +199,7 @@ def _fit(
     refusals: list[Refusal] = []
     candidates: list[Candidate] = []
     if target.macs is None:
-        options = sorted(options, key=lambda option: -option.trial.ratio)
+        options = sorted(options, key=lambda option: -option.timing.ratio)
     for option in options:
         result = option.family.apply(option.site, option.ranks)
         problem = _unfit(option, result, target, bench)

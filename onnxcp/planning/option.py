@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from onnxcp.factorize import Factorized, FactorizePass, Ranks
+from onnxcp.factorize import Factorized
 from onnxcp.graph.chain import Chain
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
-from onnxcp.profiling.timing import Trial
+from onnxcp.planning.latency import Timing
+from onnxcp.planning.offer import Offer
 from onnxcp.refit import Refit
 
 
 @dataclass(frozen=True, eq=False)
-class Option:
-    """A family at a rank, for one site.
+class Option(Offer):
+    """An offer that was measured.
 
     Attributes
     ----------
-    site, family, ranks
-        What it is.
-    macs
-        Multiply-adds of the chain for one sample.
-    trial
-        The site's node (a) against the chain (b), each alone in a graph, paired.
+    timing
+        The site's node against the chain, each alone in a graph.
+    distortion, error
+        What it is expected to add to the distortion, and to the squared relative error, of the
+        network's outputs (see `onnxcp.planning.distortion`); NaN where nothing was planned.
     """
 
-    site: Site
-    family: FactorizePass
-    ranks: Ranks
-    macs: int
-    trial: Trial
+    timing: Timing
+    distortion: float = math.nan
+    error: float = math.nan
+
+    @property
+    def saving(self) -> float:
+        """Seconds that it saves alone."""
+        return self.timing.saving
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """An option that is fast enough, and the factors that it comes to."""
+    """An option that is fast enough, and the factors that it comes to.
+
+    Attributes
+    ----------
+    option
+        The option.
+    result
+        The factors that are used.
+    from_weights
+        Those of the weights alone, where `result` was refitted.
+    """
 
     option: Option
     result: Factorized
+    from_weights: Factorized | None = None
+
+    @property
+    def unfitted(self) -> Candidate:
+        """The same before a refit."""
+        return Candidate(self.option, self.from_weights or self.result)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +111,17 @@ class Decision:
             return replace(self, refit=refit)
         chosen = next(each for each in self.candidates if each.option.family is refit.result.family)
         others = (each for each in self.candidates if each is not chosen)
-        first = Candidate(chosen.option, refit.result)
+        first = Candidate(chosen.option, refit.result, chosen.unfitted.result)
         return replace(self, candidates=(first, *others), refit=refit)
+
+    def unfitted(self) -> Decision:
+        """Return the decision as it was before any refit: the same candidates, of the weights."""
+        candidates = tuple(each.unfitted for each in self.candidates)
+        return replace(self, candidates=candidates, refit=None)
+
+    def given_back(self, reason: Refusal) -> Decision:
+        """Return the decision to leave the site as it is after all."""
+        return Decision(self.site, self.macs, reasons=(*self.reasons, reason))
 
     @property
     def excluded(self) -> bool:

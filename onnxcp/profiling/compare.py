@@ -42,6 +42,10 @@ class OutputDifference:
     top1_agreement
         Share of samples with the same largest class. None unless the output is of floats and of
         shape N×C or N×C×1×1, with 2 to 100 000 classes.
+    kl
+        Mean Kullback-Leibler divergence, in nats, of the classes that b gives from those of a:
+        softmax of the scores, or the scores themselves where they are probabilities. None as
+        `top1_agreement`, and where it is not finite.
     finite_a, finite_b
         Whether all values are finite. Equal infinities, and two NaNs, count as no difference; any
         other pair with a non-finite value is an infinite one, and `cosine` leaves such pairs out.
@@ -55,6 +59,7 @@ class OutputDifference:
     cosine: float | None = None
     equal: float | None = None
     top1_agreement: float | None = None
+    kl: float | None = None
     finite_a: bool = True
     finite_b: bool = True
 
@@ -178,6 +183,7 @@ class _Sums:
         self.dot = self.finite_square_a = self.finite_square_b = 0.0
         self.finite_a = self.finite_b = True
         self.samples = self.agreeing = 0
+        self.divergence = 0.0
 
     def add(self, a: Array, b: Array) -> None:
         self.problem = self.problem or _mismatch(self.name, a, b)
@@ -196,6 +202,7 @@ class _Sums:
             self.samples += len(scores_a)
             same = np.argmax(scores_a, axis=1) == np.argmax(scores_b, axis=1)
             self.agreeing += int(np.count_nonzero(same))
+            self.divergence += _divergence(scores_a, scores_b)
 
         a, b = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
         finite_a, finite_b = np.isfinite(a), np.isfinite(b)
@@ -218,6 +225,10 @@ class _Sums:
         self.finite_square_b += float(b @ b)
         self.dot += float(a @ b)
 
+    def _kl(self) -> float | None:
+        known = self.samples and math.isfinite(self.divergence)
+        return max(self.divergence, 0.0) / self.samples if known else None
+
     def result(self) -> OutputDifference:
         if self.problem:
             return OutputDifference(self.name, problem=self.problem)
@@ -230,9 +241,28 @@ class _Sums:
             relative=_ratio(math.sqrt(self.square_difference), math.sqrt(self.square_a)),
             cosine=_cosine(self.dot, self.finite_square_a, self.finite_square_b),
             top1_agreement=_share(self.agreeing, self.samples) if self.samples else None,
+            kl=self._kl(),
             finite_a=self.finite_a,
             finite_b=self.finite_b,
         )
+
+
+def _divergence(a: Array, b: Array) -> float:
+    """Return the divergence of classes, summed over samples; NaN where values are not finite."""
+    with np.errstate(all="ignore"):
+        first, second = _log_probabilities(a), _log_probabilities(b)
+        terms = np.exp(first) * (first - second)
+    return float(np.sum(terms, where=first != -np.inf))
+
+
+def _log_probabilities(scores: Array) -> Array:
+    scores = scores.astype(np.float64)
+    if scores.min(initial=0.0) >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
+        # A class that has lost all of its probability to rounding counts as one of float32 would.
+        return np.log(np.maximum(scores, np.finfo(np.float32).tiny))
+    shifted: Array = scores - scores.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
 
 
 def _mismatch(name: str, a: Any, b: Any) -> str:

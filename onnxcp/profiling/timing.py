@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -233,27 +233,58 @@ def paired(
     clock, interruptions
         Where the seconds and the count of context switches are read.
     """
+    (trial,) = in_turns(
+        (run_a, run_b),
+        warmup=warmup,
+        rounds=rounds,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        seed=seed,
+        clock=clock,
+        interruptions=interruptions,
+    )
+    return trial
+
+
+def in_turns(
+    runs: Sequence[Run],
+    *,
+    warmup: int = 3,
+    rounds: int = 30,
+    min_seconds: float = 0.5,
+    max_seconds: float = 10.0,
+    seed: int = 0,
+    clock: Clock = time.perf_counter,
+    interruptions: Interruptions = involuntary_switches,
+) -> list[Trial]:
+    """Time several callables in turns, and compare the first with each of the others.
+
+    As `paired`, of which this is the general case: A B C, C B A, A B C, ...
+
+    Returns
+    -------
+    list of Trial
+        One for each but the first.
+    """
     rounds = max(rounds, MINIMUM)
-    calls_a = _calls_per_sample(run_a, warmup, clock)
-    calls_b = _calls_per_sample(run_b, warmup, clock)
-    a: list[_Sample] = []
-    b: list[_Sample] = []
-    clean = 0
+    calls = [_calls_per_sample(run, warmup, clock) for run in runs]
+    samples: list[list[_Sample]] = [[] for _ in runs]
+    clean = [0] * (len(runs) - 1)
     start = clock()
-    while True:
-        elapsed = clock() - start
-        if clean >= rounds and elapsed >= min_seconds:
+    while clean:
+        elapsed, taken = clock() - start, len(samples[0])
+        if min(clean) >= rounds and elapsed >= min_seconds:
             break
-        if len(a) >= MINIMUM and elapsed >= max_seconds:
+        if taken >= MINIMUM and elapsed >= max_seconds:
             break
-        if len(a) % 2:
-            b.append(_sample(run_b, calls_b, clock, interruptions))
-            a.append(_sample(run_a, calls_a, clock, interruptions))
-        else:
-            a.append(_sample(run_a, calls_a, clock, interruptions))
-            b.append(_sample(run_b, calls_b, clock, interruptions))
-        clean += not (a[-1].spoiled or b[-1].spoiled)
-    return _trial(a, b, seed)
+        order = range(len(runs)) if taken % 2 == 0 else reversed(range(len(runs)))
+        for position in order:
+            run, repeats = runs[position], calls[position]
+            samples[position].append(_sample(run, repeats, clock, interruptions))
+        first, *others = (each[-1].spoiled for each in samples)
+        for position, spoiled in enumerate(others):
+            clean[position] += not (first or spoiled)
+    return [_trial(samples[0], each, seed) for each in samples[1:]]
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxcp.calibration.statistics import Observed, can_observe, observe, sample
+from onnxcp.calibration.statistics import Observed, can_observe, sample
 from onnxcp.calibration.stream import Stop
 from onnxcp.factorize import Factorized, Factors
 from onnxcp.graph.chain import with_kernel
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
-from onnxcp.graph.view import GraphView
 from onnxcp.profiling.machine import Machine
 from onnxcp.refit.outputs import MixedOutputs
 from onnxcp.refit.rectified import BehindRelu, rectified_sites
 from onnxcp.refit.regression import Trial, metric, regression
 from onnxcp.refit.result import Refit, RefitSettings
+from onnxcp.refit.stops import bias_of, observe_stop, pairs_of, stored_bias
 from onnxcp.verification import rounding_error, tolerable
 
 Array = npt.NDArray[Any]
@@ -53,7 +53,7 @@ class Fitter:
 
     def fit(self, stop: Stop, choices: Sequence[Factorized]) -> Refit | None:
         """Return what becomes of a stop; None where it is left alone."""
-        site, bias = stop.site, _bias_of(stop)
+        site, bias = stop.site, bias_of(stop)
         if bias is None or self._shared[site.weight] > 1:
             return _unfitted(choices)
         if choices:
@@ -63,18 +63,8 @@ class Fitter:
             return self._fit_dense(stop, bias)
         return None
 
-    def _pairs(self, stop: Stop) -> Iterator[tuple[Array, Array]]:
-        gain = np.float32(stop.site.gain)
-        return ((x, t if gain == 1 else t / gain) for x, t in stop.pairs())
-
     def _observe(self, stop: Stop) -> Observed | None:
-        return observe(
-            stop.site,
-            self._pairs(stop),
-            self._batches,
-            biased=stop.site.bias_gain != 0,
-            seed=self._settings.seed,
-        )
+        return observe_stop(stop, self._batches, seed=self._settings.seed)
 
     def _fit_dense(self, stop: Stop, bias: Array) -> Refit | None:
         """Give a site that stays as it is other weights, if that helps."""
@@ -88,7 +78,7 @@ class Fitter:
         if not after < _GAIN * before:
             return Refit(before**0.5, before**0.5)
         shaped, shift = kernel.reshape(site.kernel_shape), seen.best_bias(kernel)
-        chain = with_kernel(site, shaped, _stored_bias(site, shift))
+        chain = with_kernel(site, shaped, stored_bias(site, shift))
         return Refit(before**0.5, after**0.5, dense=chain)
 
     def _fit_chain(self, stop: Stop, choices: Sequence[Factorized], bias: Array) -> Refit | None:
@@ -118,7 +108,7 @@ class Fitter:
         winner = best([winner, fitted(winner.choice, winner.factors, None)])[0]
         plain = choices[0].kernel.reshape(site.outputs, -1)
         if site in self._rectified:
-            rows = sample(site, self._pairs(stop), self._batches, seed=self._settings.seed)
+            rows = sample(site, pairs_of(stop), self._batches, seed=self._settings.seed)
             if rows is not None:
                 behind = BehindRelu(site, rows)
                 trial = behind.fit(winner, goal, grams)
@@ -139,7 +129,7 @@ class Fitter:
         plain = Refit(before**0.5, before**0.5, choices[0])
         if not trial.error < before:
             return plain
-        bias = _stored_bias(site, trial.bias)
+        bias = stored_bias(site, trial.bias)
         result = choice.family.measured(site, choice.ranks, trial.factors, bias)
         feeds = next(stop.feeds())
         rounding = rounding_error(stop.alone, stop.alone_site, result, feeds, self._machine)
@@ -151,31 +141,3 @@ class Fitter:
 def _unfitted(choices: Sequence[Factorized]) -> Refit | None:
     """Return the choice from the weights alone, of which no error is known."""
     return Refit(math.nan, math.nan, choices[0]) if choices else None
-
-
-def _bias_of(stop: Stop) -> Array | None:
-    """Return what a site adds to its product, over its gain: zeros where it adds nothing.
-
-    None where that is not known beforehand, or no vector of one entry per output channel.
-    """
-    site, alone = stop.site, stop.alone_site
-    if not site.gain:
-        return None
-    if alone.bias is None:
-        return np.zeros(site.outputs)
-    value = GraphView(stop.alone.proto.graph).constant(alone.bias)
-    if value is None:
-        return None
-    row = np.asarray(value, np.float64) * (site.bias_gain / site.gain)
-    if row.size == 1:
-        return np.full(site.outputs, row.reshape(-1)[0])
-    if row.ndim == 0 or row.shape[-1] != site.outputs or row.size != site.outputs:
-        return None
-    return row.reshape(-1)
-
-
-def _stored_bias(site: Site, bias: Array) -> Array | None:
-    """Return the tensor that makes a site's operator add `bias` times its gain."""
-    if not site.bias_gain:
-        return None
-    return np.asarray(bias * (site.gain / site.bias_gain))

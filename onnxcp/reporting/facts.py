@@ -8,24 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.refusal import Refusal, main_refusal
 from onnxcp.profiling.compare import OutputDifference
-from onnxcp.profiling.timing import Trial
-from onnxcp.reporting import units
+from onnxcp.reporting import plans, units
 
 if TYPE_CHECKING:
     from onnxcp.graph.site import Site
     from onnxcp.optimizer import Optimized
+    from onnxcp.planned import Planned
+    from onnxcp.planning.latency import Timing
     from onnxcp.planning.option import Decision
 
-# How far an option came before it was refused; of several refusals the last such says most.
-_STAGES = (
-    Reason.INEXPRESSIBLE,
-    Reason.NO_REDUCTION,
-    Reason.NOT_FASTER,
-    Reason.NOT_FINITE,
-    Reason.INACCURATE,
-)
 _NAMED = 3  # nodes of one refusal that are named; the others are counted
 
 
@@ -69,7 +62,7 @@ class SiteLine:
     changed: bool = False
     macs_kept: float | None = None
     weight_error: float | None = None
-    alone: Trial | None = None
+    alone: Timing | None = None
     output_errors: tuple[float, float] | None = None
 
 
@@ -133,15 +126,6 @@ def kernel_text(site: Site) -> str:
     return f"{site.op} {units.shape(site.kernel_shape)}{group}"
 
 
-def main_refusal(refusals: Sequence[Refusal]) -> Refusal | None:
-    """Return the refusal of the option that came furthest: it says most."""
-
-    def stage(refusal: Refusal) -> int:
-        return _STAGES.index(refusal.reason) if refusal.reason in _STAGES else -1
-
-    return max(refusals, key=stage, default=None)
-
-
 def grouped(refusals: Iterable[Refusal]) -> list[tuple[str, str]]:
     """Bring refusals for the same reason together: who, in words, and why."""
     names: dict[str, list[str]] = defaultdict(list)
@@ -164,12 +148,17 @@ def notes(
     passes_refit
         Whether what passes replaced was refitted to data.
     """
-    seen = result.verification
+    seen, planned = result.verification, result.planned
     if seen is None:
-        return []
-    said = []
-    if result.data_is_random:
+        return [] if planned is None else _shortfall(planned)
+    said = [] if planned is None else _planned_notes(planned, result)
+    if result.data_is_random and planned is None:
         said.append("Outputs were compared on random inputs, for want of data.")
+    elif result.data_is_random:
+        said.append(
+            "For want of data, errors were expected from weights and random inputs alone, and "
+            "outputs were compared on random inputs."
+        )
     said += _refit_notes(result, passes_refit)
     if seen.accuracy is None:
         said.append("Accuracy unknown: no data to score on and no evaluation function were given.")
@@ -189,6 +178,25 @@ def notes(
     return said
 
 
+def plan_notes(planned: Planned, *, from_data: bool) -> list[str]:
+    """Return what must be said about a plan of which nothing was built.
+
+    Parameters
+    ----------
+    planned
+        How the plan came about.
+    from_data
+        Whether errors were looked at on the user's samples.
+    """
+    said = _planned_notes(planned)
+    if not from_data:
+        said.append(
+            "Errors are expected from weights and random inputs alone, for want of data; what it "
+            "does to accuracy is unknown."
+        )
+    return said
+
+
 def batch_of(result: Optimized) -> int | None:
     """Return the batch that was measured with, or None if inputs do not agree on one."""
     firsts = {shape[0] for shape in result.shapes.values() if shape}
@@ -198,6 +206,30 @@ def batch_of(result: Optimized) -> int | None:
 def _at_batch(result: Optimized) -> str:
     batch = batch_of(result)
     return "" if batch is None else f", batch {batch}"
+
+
+def _planned_notes(planned: Planned, result: Optimized | None = None) -> list[str]:
+    """Return a shortfall and how far the forecast was off; `result` is what came of it, if any."""
+    said, kept = _shortfall(planned), planned.kept
+    if kept is None:
+        return said
+    seen = None if result is None else result.verification
+    whole = (
+        result is None or sum(each.option is not None for each in result.decisions) >= kept.sites
+    )
+    # One speed-up on a page: where the plan is what was verified, that is the one to tell.
+    note = plans.forecast_note(kept, seen.trial.ratio if seen is not None and whole else None)
+    said += [note] if note else []
+    if note and not whole:
+        said.append(
+            "That was with all of the planned layers; those that gained the whole network nothing "
+            "for certain were then given back."
+        )
+    return said
+
+
+def _shortfall(planned: Planned) -> list[str]:
+    return [each for each in (planned.shortfall, planned.cache_problem) if each]
 
 
 def _refit_notes(result: Optimized, passes_refit: bool) -> list[str]:
@@ -250,10 +282,9 @@ def _errors(differences: Sequence[OutputDifference]) -> Iterator[tuple[str, str]
 
 
 def _score_row(before: float, after: float, *, custom: bool) -> Row:
+    texts = (units.score(before, custom=custom), units.score(after, custom=custom))
     if custom:
-        change = f"{after - before:+.4g}".replace("-", "−")
-        return Row("score", f"{before:.6g}", f"{after:.6g}", change, strong=True)
-    texts = (units.share(before, 2), units.share(after, 2))
+        return Row("score", *texts, f"{after - before:+.4g}".replace("-", "−"), strong=True)
     return Row("accuracy", *texts, units.points(before, after), strong=True)
 
 
@@ -280,7 +311,7 @@ def _site_line(decision: Decision) -> SiteLine:
         changed=True,
         macs_kept=kept,
         weight_error=result.error,
-        alone=option.trial,
+        alone=option.timing,
         output_errors=errors,
     )
 

@@ -1,8 +1,8 @@
 """Results as plain dictionaries, for `--json`: the one place that fixes their keys.
 
-Times are in seconds, sizes in bytes, multiply-adds for one sample, shares between 0 and 1. What is
-not known, and what is infinite or not a number, is null. Keys are only ever added; whatever else
-changes raises `SCHEMA`.
+Times are in seconds, sizes in bytes, multiply-adds for one sample, shares between 0 and 1; a plan
+is what it is in a file, with milliseconds. What is not known, and what is infinite or not a number,
+is null. Keys are only ever added; whatever else changes raises `SCHEMA`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from onnxcp.graph.refusal import Refusal
@@ -19,12 +19,16 @@ from onnxcp.profiling.timing import Latency, Trial
 
 if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized
+    from onnxcp.planned import Planned
+    from onnxcp.planning.goal import Goal
     from onnxcp.planning.option import Decision
+    from onnxcp.planning.plan import Plan
+    from onnxcp.profiling.environment import Environment
     from onnxcp.refit import Refit
-    from onnxcp.reporting.environment import Environment
     from onnxcp.reporting.job import Job
+    from onnxcp.settings import Settings
 
-SCHEMA = 1
+SCHEMA = 2
 
 Record = dict[str, Any]
 
@@ -56,13 +60,25 @@ def optimized_record(result: Optimized, job: Job, environment: Environment) -> R
         "sites": [_decision(decision) for decision in result.decisions],
         "refusals": _refusals(result.refusals),
         "passes": [asdict(record) for record in result.records],
-        "settings": asdict(job.settings),
+        "plan": None if result.plan is None else result.plan.model_dump(),
+        "planning": None if result.planned is None else _planning(result.planned),
+        "frontier": [_at_goal(each) for each in result.frontier],
+        "settings": _settings(job.settings),
         "calibration_data": job.data,
         "eval_data": job.labelled,
         "eval_script": job.script,
         "shapes": dict(result.shapes),
         "environment": asdict(environment),
         "command": job.command,
+    }
+
+
+def planned_record(plan: Plan, planned: Planned, environment: Environment) -> Record:
+    """Describe a plan of which nothing was built, and how it came about."""
+    return {
+        "plan": plan.model_dump(),
+        "planning": _planning(planned),
+        "environment": asdict(environment),
     }
 
 
@@ -101,6 +117,38 @@ def difference_record(difference: OutputDifference) -> Record:
     return asdict(difference)
 
 
+def _planning(planned: Planned) -> Record:
+    return {
+        "goal": _goal(planned.goal),
+        "shortfall": planned.shortfall or None,
+        "rounds": [asdict(each) for each in planned.rounds],
+    }
+
+
+def _at_goal(planned: Planned) -> Record:
+    """Describe what came of one of several goals, without the way there."""
+    return {
+        "goal": _goal(planned.goal),
+        "shortfall": planned.shortfall or None,
+        "kept": None if planned.kept is None else asdict(planned.kept),
+    }
+
+
+def _goal(goal: Goal) -> Record:
+    """Describe a goal; where none was given, by the error that is then tolerated."""
+    return {**asdict(goal), "max_error": goal.error, "text": str(goal)}
+
+
+def _settings(settings: Settings) -> Record:
+    """Describe what was asked for; of a plan all but its rows, which are those of the outcome."""
+    plan, folder = settings.plan, settings.cache_dir
+    return {
+        **asdict(replace(settings, plan=None)),
+        "plan": None if plan is None else plan.model_dump(exclude={"sites"}),
+        "cache_dir": None if folder is None else str(folder),
+    }
+
+
 def _decision(decision: Decision) -> Record:
     site, option, result = decision.site, decision.option, decision.result
     chosen = None
@@ -111,7 +159,7 @@ def _decision(decision: Decision) -> Record:
             "macs": option.macs,
             "parameters": result.chain.parameters,
             "weight_error": result.error,
-            "alone": trial_record(option.trial),
+            "alone": {**asdict(option.timing), "ratio": option.timing.ratio},
         }
     return {
         "name": site.name,

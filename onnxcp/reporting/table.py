@@ -12,10 +12,13 @@ from rich.text import Text
 
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.timing import Latency
-from onnxcp.reporting import facts, units
+from onnxcp.reporting import facts, plans, units
 
 if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized
+    from onnxcp.planned import Planned
+    from onnxcp.planning.latency import Timing
+    from onnxcp.planning.plan import Plan
 
 
 def before_after(result: Optimized, *, custom_score: bool = False) -> Table:
@@ -46,8 +49,33 @@ def sites(result: Optimized) -> Table:
             Text(line.decision, style="" if line.changed else "dim"),
             units.share(line.macs_kept) if replaced else "",
             shown if replaced or errors is not None else "",
-            units.ratio(line.alone.ratio) if line.alone is not None else "",
+            _alone(line.alone) if line.alone is not None else "",
         )
+    return table
+
+
+def rounds(planned: Planned, *, custom_score: bool = False) -> Table:
+    """Return what was planned in each round, what was expected of it and what was found."""
+    return _expected_and_found("round", plans.round_lines(planned, custom_score=custom_score))
+
+
+def frontier(frontier: Iterable[Planned], *, custom_score: bool = False) -> Table:
+    """Return what came of plans for several goals."""
+    return _expected_and_found("wanted", plans.frontier_lines(frontier, custom_score=custom_score))
+
+
+def planned_sites(plan: Plan) -> Table:
+    """Return what a plan makes of each site: its time alone, and what it does to the outputs."""
+    table = _table("site", "decision", "alone\nbefore>", "alone\nafter>", "expected\nerror>")
+    for row in plan.sites:
+        if row.family is None:
+            table.add_row(row.site, Text(plans.decision_text(row), style="dim"))
+            continue
+        times = (
+            units.NONE if each is None else units.seconds(1e-3 * each)
+            for each in (row.before_ms, row.after_ms)
+        )
+        table.add_row(row.site, plans.decision_text(row), *times, units.error(row.error))
     return table
 
 
@@ -131,6 +159,27 @@ def plain(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _expected_and_found(first: str, lines: Sequence[plans.RoundLine]) -> Table:
+    """Return a table of plans; columns that none of them fills are left out."""
+    scored, remarked = any(line.score for line in lines), any(line.remark for line in lines)
+    columns = (
+        f"{first}=", "sites>", "speed-up\nexpected>", "speed-up\nmeasured>",
+        "error\nexpected>", "error\nfound>",
+    )  # fmt: skip
+    table = _table(*columns, *(["score>"] if scored else []), *(["="] if remarked else []))
+    for line in lines:
+        cells = [line.label, line.sites, *line.speedup, *line.error]
+        cells += [line.score or units.NONE] if scored else []
+        cells += [line.remark] if remarked else []
+        table.add_row(*cells, style="bold" if line.strong else "")
+    return table
+
+
+def _alone(timing: Timing) -> str:
+    """Return how many times faster a chain is alone, and whether that is only reckoned."""
+    return ("" if timing.measured else "≈") + units.ratio(timing.ratio)
 
 
 def _table(*columns: str) -> Table:

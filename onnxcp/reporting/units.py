@@ -51,8 +51,8 @@ def share(value: float | None, decimals: int = 0) -> str:
 
 
 def error(value: float | None) -> str:
-    """Return an error with three digits: ``0.0345``, ``1.2e-07``."""
-    return NONE if value is None else f"{value:.3g}"
+    """Return an error with three digits: ``0.0345``, ``1.2e-07``; None and NaN are a dash."""
+    return NONE if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def errors(before: float, after: float) -> str:
@@ -80,6 +80,11 @@ def change(before: float | None, after: float | None) -> str:
 def points(before: float, after: float) -> str:
     """Return the difference of two shares of 1 in percentage points: ``−0.6 points``."""
     return f"{100 * (after - before):+.2f} points".replace("-", "−")
+
+
+def score(value: float, *, custom: bool = False) -> str:
+    """Return a share of right classes as ``94.20 %``; a custom score in its own unit."""
+    return f"{value:.6g}" if custom else share(value, 2)
 
 
 def shape(extents: Sequence[int] | None) -> str:

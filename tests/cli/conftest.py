@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ import pytest
 from onnx import helper
 
 from onnxcp.cli.main import main
+from onnxcp.planning.cache import Cache
 from onnxcp.profiling.timing import Latency, Trial
 from tests.networks import model_of, noise
 
 BATCH, CLASSES = 4, 5
-TIMERS = ("onnxcp.verification", "onnxcp.planning.latency", "onnxcp.planning.blocks")
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,52 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> Timings:
     """Sets how many times faster rewritten networks and chains are; 2 unless told otherwise."""
 
     def fake(*, network: float = 2.0, chains: float = 2.0) -> None:
-        for module, ratio in zip(TIMERS, (network, chains, 1.0), strict=True):
-            monkeypatch.setattr(f"{module}.paired", made_up(ratio))
+        monkeypatch.setattr("onnxcp.verification.paired", made_up(network))
+        monkeypatch.setattr("onnxcp.planned.paired", made_up(network))
+        monkeypatch.setattr("onnxcp.planned.measure", lambda _, **__: Latency((4e-3,) * 10))
+        monkeypatch.setattr("onnxcp.planning.blocks.paired", made_up(1.0))
+        monkeypatch.setattr("onnxcp.planning.latency.in_turns", made_up_turns(chains))
 
     fake()
     return fake
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps what is measured out of the user's folder."""
+    monkeypatch.setattr("onnxcp.planning.cache.Cache.default", lambda: Cache(None))
 
 
 def made_up(ratio: float) -> Callable[..., Trial]:
     def paired(run_a: Callable[[], object], run_b: Callable[[], object], **_: object) -> Trial:
         run_a()
         run_b()
-        return Trial(
-            a=Latency((1e-3 * ratio,) * 10),
-            b=Latency((1e-3,) * 10),
-            ratio=ratio,
-            low=0.95 * ratio,
-            high=1.05 * ratio,
-            p_value=0.001,
-            pairs=10,
-            discarded=0,
-            clean=True,
-        )
+        return trial(ratio)
 
     return paired
+
+
+def made_up_turns(ratio: float) -> Callable[..., list[Trial]]:
+    def in_turns(runs: Sequence[Callable[[], object]], **_: object) -> list[Trial]:
+        for run in runs:
+            run()
+        return [trial(ratio)] * (len(runs) - 1)
+
+    return in_turns
+
+
+def trial(ratio: float) -> Trial:
+    return Trial(
+        a=Latency((1e-3 * ratio,) * 10),
+        b=Latency((1e-3,) * 10),
+        ratio=ratio,
+        low=0.95 * ratio,
+        high=1.05 * ratio,
+        p_value=0.001,
+        pairs=10,
+        discarded=0,
+        clean=True,
+    )
 
 
 def samples(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -11,20 +11,19 @@ from onnxcp_passes.spatial_svd import SpatialSvd
 from onnxcp.factorize import FactorizePass
 from onnxcp.graph.chain import with_kernel
 from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.planning.latency import Timing
 from onnxcp.planning.option import Candidate, Decision, Option
-from onnxcp.profiling.timing import Latency, Trial
 from onnxcp.refit import Refit
 from tests.networks import conv_model, noise, only_site
 
 SITE = only_site(conv_model())
-ONE = Latency((1.0,) * 30)
-TRIAL = Trial(ONE, ONE, 2.0, 1.9, 2.1, 0.0, 30, 0, clean=True)
+TIMING = Timing(before=3.0, after=1.5, low=1.9, high=2.1)
 SLOW = Refusal(SITE.name, Reason.NOT_FASTER, "cp3 3 is not faster")
 
 
 def candidate(family: FactorizePass, rank: int) -> Candidate:
     result = family.apply(SITE, (rank,))
-    return Candidate(Option(SITE, family, (rank,), 100, TRIAL), result)
+    return Candidate(Option(SITE, family, (rank,), 100, TIMING), result)
 
 
 FIRST, SECOND = candidate(ChannelSvd(), 3), candidate(SpatialSvd(), 4)
@@ -56,6 +55,15 @@ def test_without_candidates_it_becomes_nothing() -> None:
     assert Decision(SITE, 1, reasons=(Refusal("c", Reason.EXCLUDED, "it is not wanted"),)).excluded
 
 
+def test_an_option_saves_what_its_timing_says() -> None:
+    option = FIRST.option
+    assert option.saving == 1.5
+    assert option.parameters == 3 * 4 * 9 + 6 * 3
+    assert str(option) == "channel-svd 3"
+    assert math.isnan(option.distortion)
+    assert math.isnan(option.error)
+
+
 @pytest.mark.parametrize("chosen", [FIRST, SECOND])
 def test_a_refit_may_choose_another(chosen: Candidate) -> None:
     result = chosen.option.family.measured(
@@ -80,6 +88,28 @@ def test_a_refit_that_is_not_known_to_help_leaves_the_reason_as_it_was() -> None
     fitted = DECISION.refitted(Refit(math.nan, math.nan, FIRST.result))
     assert fitted.chain is not None
     assert fitted.refusals == DECISION.refusals
+
+
+@pytest.mark.parametrize("chosen", [FIRST, SECOND])
+def test_a_refit_can_be_taken_back(chosen: Candidate) -> None:
+    result = chosen.option.family.measured(
+        SITE, chosen.option.ranks, tuple(2 * each for each in chosen.result.factors)
+    )
+    fitted = DECISION.refitted(Refit(0.5, 0.2, result))
+    again = fitted.refitted(Refit(0.5, 0.1, result))
+    for each in (fitted, again):
+        back = each.unfitted()
+        assert back.refit is None
+        assert {c.result for c in back.candidates} == {FIRST.result, SECOND.result}
+    assert DECISION.unfitted().result is FIRST.result
+
+
+def test_a_site_can_be_given_back() -> None:
+    why = Refusal(SITE.name, Reason.NOT_FASTER, "the whole is not faster with it")
+    back = DECISION.refitted(Refit(0.5, 0.2, FIRST.result)).given_back(why)
+    assert back.option is back.result is back.chain is back.refit is None
+    assert back.refusals == (SLOW, why)
+    assert (back.site, back.macs) == (SITE, 1000)
 
 
 def test_a_site_that_stays_may_get_other_weights() -> None:

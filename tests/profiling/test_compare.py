@@ -33,7 +33,7 @@ class TestFloats:
     def test_equal(self) -> None:
         a = [normal(4, 10), normal(4, 10, seed=1)]
         assert one(a, a) == OutputDifference(
-            "y", max_abs=0.0, mean_abs=0.0, relative=0.0, cosine=1.0, top1_agreement=1.0
+            "y", max_abs=0.0, mean_abs=0.0, relative=0.0, cosine=1.0, top1_agreement=1.0, kl=0.0
         )
 
     def test_over_all_batches_together(self) -> None:
@@ -91,6 +91,83 @@ class TestFloats:
         empty = [np.zeros((0, 5))]
         assert one(empty, empty).relative == 0
         assert one(empty, empty).top1_agreement is None
+
+
+def softmax(scores: Array) -> Array:
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+class TestDivergence:
+    """KL(p || q) = sum p log(p / q), p of the reference: mean over samples, in nats."""
+
+    def test_of_scores_over_all_batches_together(self) -> None:
+        a = [normal(4, 6, seed=1), normal(2, 6, seed=2)]
+        b = [x + 0.5 * normal(*x.shape, seed=9) for x in a]
+        p, q = (softmax(np.concatenate(each).astype(np.float64)) for each in (a, b))
+        expected = np.mean(np.sum(p * np.log(p / q), axis=1))
+        assert one(a, b).kl == pytest.approx(expected)
+        assert one(a, b).kl != pytest.approx(one(b, a).kl, rel=1e-3)
+
+    def test_of_two_coins(self) -> None:
+        a, b = [np.array([[0.5, 0.5]])], [np.array([[0.9, 0.1]])]
+        expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+        assert one(a, b).kl == pytest.approx(expected)
+        assert one(np.log(a), np.log(b)).kl == pytest.approx(expected)
+
+    @pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
+    def test_does_not_depend_on_what_is_added_to_all_scores(self, shift: float) -> None:
+        a, b = normal(8, 5, seed=1).astype(float), normal(8, 5, seed=2).astype(float)
+        assert one([a + shift], [b - shift]).kl == pytest.approx(one([a], [b]).kl)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_is_none_of_equals_and_never_negative(self, seed: int) -> None:
+        a = normal(3, 10, seed=seed)
+        for other in (a, a + np.float32(1), a * np.float32(1 + 1e-6)):
+            found = one([a], [other]).kl
+            assert found is not None
+            assert 0 <= found < 1e-9
+
+    def test_of_the_same_probabilities_as_scores_or_as_they_are(self) -> None:
+        a, b = normal(4, 10, seed=1), normal(4, 10, seed=2)
+        assert one([softmax(a)], [softmax(b)]).kl == pytest.approx(one([a], [b]).kl, rel=1e-5)
+
+    def test_of_probabilities_that_were_lost_to_rounding(self) -> None:
+        sure, other = np.array([[1, 0]], np.float32), np.array([[0, 1]], np.float32)
+        assert one([sure], [sure]).kl == 0
+        found = one([sure], [other]).kl
+        assert found == pytest.approx(-math.log(np.finfo(np.float32).tiny))
+
+    def test_of_scores_on_the_place_of_pictures(self) -> None:
+        a, b = normal(4, 10, seed=1), normal(4, 10, seed=2)
+        flat = one([a], [b]).kl
+        assert one([a[:, :, None, None]], [b[:, :, None, None]]).kl == flat
+        assert one([a[:, :, None]], [b[:, :, None]]).kl is None
+
+    @pytest.mark.parametrize("shape", [(4, 1), (4,), (4, 100_001), (2, 3, 4)])
+    def test_there_is_none_without_classes(self, shape: tuple[int, ...]) -> None:
+        assert one([np.ones(shape, np.float32)], [np.ones(shape, np.float32)]).kl is None
+
+    def test_in_half_precision(self) -> None:
+        a, b = normal(4, 1000, seed=1), normal(4, 1000, seed=2)
+        halves = [[each.astype(np.float16)] for each in (a, b)]
+        assert one(*halves).kl == pytest.approx(one([a], [b]).kl, rel=1e-2)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_there_is_none_where_values_are_not_finite(self, value: float, place: int) -> None:
+        pair = [normal(4, 3, seed=1), normal(4, 3, seed=2)]
+        pair[place][2, 1] = value
+        assert one([pair[0]], [pair[1]]).kl is None
+
+    def test_of_a_class_that_is_shut_out(self) -> None:
+        """A score of minus infinity is a probability of zero, whose term is zero."""
+        a, b = normal(4, 3, seed=1), normal(4, 3, seed=2)
+        narrow = one([a[:, :2]], [b[:, :2]]).kl
+        a[:, 2] = b[:, 2] = -np.inf
+        assert one([a], [b]).kl == pytest.approx(narrow)
+        b[:, 2] = 0
+        assert one([b], [a]).kl is None
 
 
 class TestNotFinite:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onnxcp.profiling import timing
-from onnxcp.profiling.timing import Latency, Trial, measure, paired
+from onnxcp.profiling.timing import Latency, Trial, in_turns, measure, paired
 
 
 class Machine:
@@ -244,6 +244,92 @@ class TestPaired:
     def test_ties_say_nothing(self, machine: Machine) -> None:
         a, b = machine.program("a", constant(2.0)), machine.program("b", constant(2.0))
         assert trial(machine, a, b, rounds=8).p_value == 1.0
+
+
+class TestInTurns:
+    def together(
+        self, machine: Machine, *runs: Callable[[], None], **options: float
+    ) -> list[Trial]:
+        return in_turns(runs, clock=machine.clock, interruptions=machine.interruptions, **options)
+
+    def test_compares_the_first_with_each_of_the_others(self, machine: Machine) -> None:
+        seconds = {"a": 0.006, "b": 0.003, "c": 0.012, "d": 0.006}
+        runs = [machine.program(name, constant(each)) for name, each in seconds.items()]
+        b, c, d = self.together(machine, *runs)
+        assert [each.ratio for each in (b, c, d)] == pytest.approx([2, 0.5, 1])
+        assert [each.b.median for each in (b, c, d)] == pytest.approx([0.003, 0.012, 0.006])
+        assert all(each.a.median == pytest.approx(0.006) for each in (b, c, d))
+        assert b.faster
+        assert c.slower
+        assert not d.faster
+        assert not d.slower
+
+    def test_order_turns_round(self, machine: Machine) -> None:
+        runs = [machine.program(name, constant(0.01)) for name in "abc"]
+        self.together(machine, *runs, warmup=1, rounds=8, min_seconds=0)
+        assert "".join(machine.calls) == "abc" + "abccba" * 4
+
+    def test_drift_cancels(self, machine: Machine) -> None:
+        def seconds() -> Iterator[float]:
+            while True:
+                yield 0.005 * (1 + machine.now)
+
+        runs = [machine.program(name, seconds()) for name in "abcd"]
+        trials = self.together(machine, *runs, min_seconds=2.0)
+        assert [each.ratio for each in trials] == pytest.approx([1, 1, 1], abs=0.02)
+
+    def test_of_two_is_a_pair(self) -> None:
+        def found(compare: Callable[..., Trial | list[Trial]]) -> Trial | list[Trial]:
+            machine = Machine()
+            a, b = machine.program("a", noisy(0.004, 1)), machine.program("b", noisy(0.003, 2))
+            return compare(machine, a, b, rounds=12, min_seconds=0, seed=3)
+
+        assert found(self.together) == [found(trial)]
+
+    @pytest.mark.parametrize("others", [0, 1])
+    def test_of_nothing_to_compare(self, machine: Machine, others: int) -> None:
+        runs = [machine.program(str(number), constant(0.01)) for number in range(1 + others)]
+        assert len(self.together(machine, *runs)) == others
+        assert bool(others) == (len(machine.calls) > 3)
+
+    def test_short_runs_are_repeated_each_for_itself(self, machine: Machine) -> None:
+        runs = [machine.program(name, constant(each)) for name, each in (("b", 1e-4), ("a", 0.01))]
+        self.together(machine, *runs, warmup=1, rounds=8, min_seconds=0)
+        assert machine.calls.count("a") == 1 + 8
+        assert machine.calls.count("b") == 1 + 8 * 10
+
+    def test_an_interruption_spoils_only_the_pairs_that_it_fell_into(
+        self, machine: Machine
+    ) -> None:
+        a, c = (machine.program(name, constant(0.002)) for name in "ac")
+        b = machine.program("b", constant(0.002), lambda k: k % 3 == 2)
+        with_b, with_c = self.together(machine, a, b, c, warmup=0, rounds=20, min_seconds=0)
+        assert with_b.pairs == 20
+        assert with_b.discarded > 5
+        assert with_c.discarded == 0
+        assert with_c.pairs == with_b.pairs + with_b.discarded
+        assert with_b.ratio == pytest.approx(1)
+
+    def test_an_interruption_of_the_first_spoils_all(self, machine: Machine) -> None:
+        a = machine.program("a", constant(0.002), lambda k: k % 3 == 2)
+        b, c = (machine.program(name, constant(0.002)) for name in "bc")
+        with_b, with_c = self.together(machine, a, b, c, warmup=0, rounds=20, min_seconds=0)
+        assert with_b.pairs == with_c.pairs == 20
+        assert with_b.discarded == with_c.discarded > 5
+
+    def test_goes_on_until_the_most_disturbed_has_enough(self, machine: Machine) -> None:
+        a, b = (machine.program(name, constant(0.002)) for name in "ab")
+        c = machine.program("c", constant(0.002), lambda k: k % 10 != 0)
+        trials = self.together(machine, a, b, c, rounds=20, min_seconds=0, max_seconds=60)
+        assert [each.pairs for each in trials][1] == 20
+        assert trials[0].pairs > 150
+
+    def test_stops_in_time(self, machine: Machine) -> None:
+        runs = [machine.program(name, constant(1.0)) for name in "abc"]
+        trials = self.together(machine, *runs, rounds=1000, max_seconds=30)
+        assert [each.pairs for each in trials] == [10, 10]
+        trials = self.together(machine, *runs, rounds=1000, max_seconds=1)
+        assert [each.pairs for each in trials] == [timing.MINIMUM] * 2
 
 
 def test_trial_prints_as_a_sentence_would() -> None:

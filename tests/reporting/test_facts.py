@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.refusal import Reason, Refusal, main_refusal
 from onnxcp.optimizer import Optimized
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.reporting import facts
-from tests.reporting.conftest import CALIBRATION, LABELLED, Make
+from tests.reporting.conftest import CALIBRATION, LABELLED, NOTHING, SHORT, THREE_TIMES, Make
 
 
 def test_sizes_shrink(make: Make) -> None:
@@ -99,9 +99,9 @@ class TestRefit:
 def test_the_refusal_that_came_furthest_is_the_main_one() -> None:
     early = Refusal("a", Reason.INEXPRESSIBLE, "first")
     late = Refusal("a", Reason.NOT_FASTER, "second")
-    assert facts.main_refusal([early, late]) is late
-    assert facts.main_refusal([late, early]) is late
-    assert facts.main_refusal([]) is None
+    assert main_refusal([early, late]) is late
+    assert main_refusal([late, early]) is late
+    assert main_refusal([]) is None
 
 
 def test_refusals_of_one_reason_come_together() -> None:
@@ -158,6 +158,46 @@ class TestNotes:
         seen = replace(result.verification, trial=trial)
         (said,) = facts.notes(replace(result, verification=seen))
         assert "too busy" in said
+
+
+FORECAST = "Expected 3.03 times faster and an output error of 0.0412; measured 3.01 and 0.0351."
+VERIFIED = FORECAST.replace("3.01", "2.00")
+
+
+class TestNotesOnPlans:
+    def test_how_far_the_forecast_was_from_what_was_verified(self, planned: Optimized) -> None:
+        assert facts.notes(planned) == [VERIFIED]
+
+    def test_a_goal_out_of_reach_comes_first(self, planned: Optimized) -> None:
+        said = facts.notes(replace(planned, planned=SHORT))
+        assert said[0] == SHORT.shortfall
+        assert "measured 2.00 and 0.366" in said[1]
+
+    def test_a_goal_out_of_reach_where_nothing_was_rewritten(self, make: Make) -> None:
+        result = make(chain_ratio=1.0)
+        assert facts.notes(replace(result, planned=replace(SHORT, rounds=()))) == [SHORT.shortfall]
+        assert facts.notes(replace(result, planned=NOTHING)) == []
+
+    def test_layers_that_were_given_back(self, planned: Optimized) -> None:
+        decisions = tuple(replace(each, candidates=()) for each in planned.decisions)
+        note, more = facts.notes(replace(planned, decisions=decisions))
+        assert note == FORECAST
+        assert more.endswith("were then given back.")
+
+    def test_without_data_nothing_is_said_twice(self, make: Make) -> None:
+        note, random, accuracy = facts.notes(replace(make(), planned=THREE_TIMES))
+        assert note == VERIFIED
+        assert "weights and random inputs alone" in random
+        assert "outputs were compared on random inputs" in random
+        assert accuracy.startswith("Accuracy unknown")
+
+    def test_of_which_nothing_was_built(self) -> None:
+        assert facts.plan_notes(THREE_TIMES, from_data=True) == [FORECAST]
+        note, random = facts.plan_notes(THREE_TIMES, from_data=False)
+        assert note == FORECAST
+        assert "weights and random inputs alone" in random
+        assert "accuracy is unknown" in random
+        assert facts.plan_notes(SHORT, from_data=True)[0] == SHORT.shortfall
 
 
 def test_outputs_that_are_no_floats(make: Make) -> None:

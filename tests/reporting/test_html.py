@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from onnxcp.optimizer import Optimized
+from onnxcp.planning.goal import Goal
 from onnxcp.reporting.html import render
-from tests.reporting.conftest import CALIBRATION, JOB, LABELLED, Make
+from tests.reporting.conftest import CALIBRATION, JOB, LABELLED, NOTHING, THREE_TIMES, Make
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -130,6 +131,84 @@ class TestRefit:
 
     def test_is_not_mentioned_without_data(self, page: Page) -> None:
         assert "refit" not in page.text
+
+
+class TestPlans:
+    @pytest.fixture
+    def page(self, planned: Optimized) -> Page:
+        return Page(render(planned, JOB))
+
+    def test_come_between_the_cost_and_the_layers(self, page: Page) -> None:
+        order = [
+            "What it costs", "Expected 3.03 times faster", "Goal: 3 times faster", "2.61×", "taken",
+            "What other speed-ups cost", "measured speed-up", "out of reach", "Layer by layer",
+        ]  # fmt: skip
+        places = [page.text.index(words) for words in order]
+        assert places == sorted(places)
+
+    def test_tables_can_be_read_aloud(self, page: Page) -> None:
+        assert page.open == []
+        tags = [tag for tag, _ in page.tags]
+        assert tags.count("table") == tags.count("caption")
+        assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
+
+    def test_pictures_have_a_name_and_point_to_the_table(self, page: Page) -> None:
+        ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+        assert len(set(ids)) == len(ids)
+        pictures = [attrs for tag, attrs in page.tags if tag == "svg" and "role" in attrs]
+        assert [attrs["role"] for attrs in pictures] == ["img", "img"]
+        for attrs in pictures:
+            assert {attrs["aria-labelledby"], attrs["aria-describedby"]} <= set(ids)
+        assert "Speed-up and output error" in page.text
+        assert "Speed-up and accuracy" in page.text
+        assert page.text.count("The table below has the numbers.") == 2
+
+    def test_dots_are_the_original_what_was_planned_and_what_was_taken(self, page: Page) -> None:
+        kinds = [attrs["class"] for tag, attrs in page.tags if tag == "circle"]
+        assert kinds == ["is-original", "is-taken", "is-plan", "is-plan"] * 2
+
+    def test_a_network_that_was_not_taken_is_not_in_the_pictures(self, make: Make) -> None:
+        result = replace(make(network_ratio=1.0), frontier=(THREE_TIMES,))
+        text = render(result, JOB)
+        assert 'class="is-taken"' not in text
+        assert "the ring marks" not in text
+
+    def test_a_frontier_of_nothing_is_a_table_alone(self, make: Make) -> None:
+        page = Page(render(replace(make(), frontier=(NOTHING,)), JOB))
+        assert "no plan" in page.text
+        assert not any(tag == "figure" for tag, _ in page.tags)
+
+    def test_a_score_of_a_function_keeps_its_unit(self, planned: Optimized) -> None:
+        text = Page(render(planned, replace(JOB, script="f.py:score"))).text
+        assert "Speed-up and score" in text
+        assert "94.12 %" not in text[text.index("Goal: ") :]
+
+    def test_rounds_alone(self, planned: Optimized) -> None:
+        text = Page(render(replace(planned, frontier=()), JOB)).text
+        assert "Goal: 3 times faster" in text
+        assert "What other speed-ups cost" not in text
+
+    def test_are_not_mentioned_where_there_are_none(self, make: Make) -> None:
+        assert "Plan " not in Page(render(make(), JOB)).text
+
+
+def test_times_that_were_only_reckoned(make: Make) -> None:
+    result = make(settings=replace(JOB.settings, macs=None, goal=Goal(speedup=1.5)))
+    (option,) = [each.option for each in result.decisions if each.option is not None]
+    for measured in (True, False):
+        timing = replace(option.timing, measured=measured)
+        decisions = tuple(
+            replace(
+                each,
+                candidates=tuple(
+                    replace(c, option=replace(c.option, timing=timing)) for c in each.candidates
+                ),
+            )
+            for each in result.decisions
+        )
+        text = Page(render(replace(result, decisions=decisions), JOB)).text
+        assert ("about 3.00× as fast" in text) is not measured
+        assert ("the chain was not timed itself" in text) is not measured
 
 
 def test_a_network_left_alone(make: Make) -> None:

@@ -2,13 +2,28 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxcp.optimizer import Optimized
-from onnxcp.reporting.environment import describe
-from onnxcp.reporting.record import SCHEMA, optimized_record, to_json
-from tests.reporting.conftest import CALIBRATION, JOB, LABELLED, Make
+from onnxcp.planning.goal import Goal
+from onnxcp.planning.plan import Plan
+from onnxcp.profiling.environment import describe
+from onnxcp.reporting.record import SCHEMA, optimized_record, planned_record, to_json
+from onnxcp.settings import Settings
+from tests.reporting.conftest import (
+    CALIBRATION,
+    JOB,
+    LABELLED,
+    PLAN,
+    SETTINGS,
+    SHORT,
+    THREE_TIMES,
+    Make,
+)
 
 
 def test_the_schema_comes_first() -> None:
@@ -64,3 +79,70 @@ class TestRefit:
         record = optimized_record(make(), JOB, describe(JOB.settings.machine))
         assert record["unfitted"] is None
         assert {site["refit"] for site in record["sites"]} == {None}
+
+
+class TestPlans:
+    def test_are_recorded(self, planned: Optimized) -> None:
+        record = read(planned)
+        assert Plan.model_validate(record["plan"]) == PLAN
+        assert record["planning"]["goal"]["speedup"] == 3
+        assert record["planning"]["goal"]["text"] == "3 times faster"
+        assert record["planning"]["shortfall"] is None
+        first, second = record["planning"]["rounds"]
+        assert first["forecast"] == {
+            "before": 8e-3, "after": 8e-3 / 3, "error": 0.0387, "distortion": 0.0387**2,
+        }  # fmt: skip
+        assert (first["before"], first["after"], first["error"]) == (8e-3, 8e-3 / 2.61, None)
+        assert (second["error"], second["score"], second["kept"]) == (0.0351, 0.9412, True)
+
+    def test_for_several_goals(self, planned: Optimized) -> None:
+        nothing, reached, short = read(planned)["frontier"]
+        assert [each["goal"]["speedup"] for each in (nothing, reached, short)] == [2, 3, 8]
+        assert nothing["kept"] is None
+        assert reached["kept"] == read(planned)["planning"]["rounds"][1]
+        assert short["shortfall"] == SHORT.shortfall
+
+    def test_are_null_where_there_are_none(self, make: Make) -> None:
+        record = read(replace(make(), plan=None))
+        assert (record["plan"], record["planning"], record["frontier"]) == (None, None, [])
+
+    def test_without_a_goal_the_tolerated_error_is_one(self, planned: Optimized) -> None:
+        goal = read(replace(planned, planned=replace(THREE_TIMES, goal=Goal())))["planning"]["goal"]
+        assert goal["max_error"] == 0.1
+        assert goal["text"] == "a relative error of the outputs of at most 0.1"
+
+    def test_of_which_nothing_was_built(self) -> None:
+        record = planned_record(PLAN, THREE_TIMES, describe(SETTINGS.machine))
+        assert list(record) == ["plan", "planning", "environment"]
+        assert Plan.model_validate(json.loads(to_json(record))["plan"]) == PLAN
+
+    def test_that_were_really_made(self, make: Make) -> None:
+        settings = replace(SETTINGS, macs=None, goal=Goal(speedup=1.5), frontier=(2.0,))
+        result = make(settings=settings)
+        record = read(result, settings)
+        assert record["plan"]["sites"][0]["family"] == record["sites"][0]["chosen"]["family"]
+        assert sum(each["kept"] for each in record["planning"]["rounds"]) == 1
+        assert [each["goal"]["speedup"] for each in record["frontier"]] == [2.0]
+
+
+class TestSettings:
+    def test_are_recorded_whole(self, make: Make) -> None:
+        record = read(make())["settings"]
+        assert set(record) == {each.name for each in fields(Settings)}
+        assert record["macs"] == 0.5
+        assert record["goal"]["speedup"] is None
+        assert (record["plan"], record["cache_dir"], record["cached"]) == (None, None, False)
+
+    def test_paths_are_text(self, make: Make) -> None:
+        settings = replace(SETTINGS, cache_dir=Path("some") / "where")
+        assert read(make(), settings)["settings"]["cache_dir"] == str(Path("some") / "where")
+
+    def test_a_plan_is_not_recorded_twice(self, planned: Optimized) -> None:
+        given = read(planned, replace(SETTINGS, plan=PLAN))["settings"]["plan"]
+        assert given["goal"] == "3 times faster"
+        assert "sites" not in given
+
+
+def read(result: Optimized, settings: Settings = SETTINGS) -> Any:
+    job = replace(JOB, settings=settings)
+    return json.loads(to_json(optimized_record(result, job, describe(settings.machine))))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console, RenderableType
@@ -10,7 +11,15 @@ from onnxcp.optimizer import Optimized
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.timing import Latency
 from onnxcp.reporting import table
-from tests.reporting.conftest import CALIBRATION, LABELLED, Make
+from tests.reporting.conftest import (
+    CALIBRATION,
+    LABELLED,
+    NOTHING,
+    PLAN,
+    SHORT,
+    THREE_TIMES,
+    Make,
+)
 
 
 def printed(item: RenderableType, *, terminal: bool = False) -> str:
@@ -50,6 +59,47 @@ def test_sites_of_which_no_output_error_is_known(unknown: Optimized) -> None:
 
 def test_sites_after_a_refit_that_was_given_up(given_up: Optimized) -> None:
     assert "weight error" in printed(table.sites(given_up))
+
+
+def test_times_that_were_only_reckoned(make: Make) -> None:
+    result = make()
+    assert "≈" not in printed(table.sites(result))
+    conv, fc = result.decisions
+    assert conv.option is not None
+    timing = replace(conv.option.timing, measured=False)
+    (chosen, *others) = conv.candidates
+    chosen = replace(chosen, option=replace(conv.option, timing=timing))
+    conv = replace(conv, candidates=(chosen, *others))
+    assert "≈3.00×" in printed(table.sites(replace(result, decisions=(conv, fc))))
+
+
+class TestPlans:
+    def test_rounds(self) -> None:
+        text = printed(table.rounds(THREE_TIMES))
+        assert "\x1b" not in text
+        for words in ("expected", "measured", "found", "3.03×", "3.01×", "0.0351", "94.12 %"):
+            assert words in text
+        assert re.search(r"^2 .* taken *$", text, re.MULTILINE)
+
+    def test_a_score_of_a_function(self) -> None:
+        assert "0.9412" in printed(table.rounds(THREE_TIMES, custom_score=True))
+
+    def test_without_scores_there_is_no_column_for_them(self) -> None:
+        only = replace(THREE_TIMES, rounds=THREE_TIMES.rounds[:1])
+        assert "score" not in printed(table.rounds(only))
+        assert "score" in printed(table.rounds(THREE_TIMES))
+
+    def test_the_frontier(self) -> None:
+        text = printed(table.frontier([NOTHING, THREE_TIMES, SHORT]))
+        assert re.search(r"^2× .* no plan *$", text, re.MULTILINE)
+        assert re.search(r"^3× .* 94.12 % *$", text, re.MULTILINE)
+        assert re.search(r"^8× .* 0.366 .* out of reach *$", text, re.MULTILINE)
+
+    def test_sites_of_a_plan(self) -> None:
+        text = printed(table.planned_sites(PLAN))
+        for words in ("left alone: it makes", "tucker2, rank 48×64", "12.3 ms", "345 µs", "0.0123"):
+            assert words in text
+        assert re.search(r"^by hand +cp3, rank 96 +– +– +–$", text, re.MULTILINE)
 
 
 def test_passes_with_what_they_noted(make: Make) -> None:

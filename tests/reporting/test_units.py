@@ -51,6 +51,15 @@ def test_errors_before_and_after() -> None:
     assert units.errors(0.4218, 0.4218) == "0.422"
 
 
+def test_errors_that_are_not_known() -> None:
+    assert units.error(None) == units.error(math.nan) == "–"
+
+
+def test_scores() -> None:
+    assert units.score(0.942) == "94.20 %"
+    assert units.score(21.53125, custom=True) == "21.5312"
+
+
 def test_ratios() -> None:
     assert units.ratio(6.784) == "6.78×"
     assert units.interval(6.7, 6.85) == "6.70 to 6.85"

@@ -28,7 +28,7 @@ class RoundWeights(Pass):
         if not self.step > 0:
             raise PassError(f"Option 'step' of pass '{self.name}' is {self.step}, not above 0.")
 
-    def run(self, model: Model, context: Context) -> PassResult:  # noqa: ARG002
+    def run(self, model: Model, context: Context) -> PassResult:
         sites = [site for site in find_sites(model)[0] if selected(site.name, self.nodes)]
         kernels = {
             site: np.round(site.kernel() / self.step) * self.step for site in sites[: self.limit]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from onnxcp.profiling.environment import cpu_name, describe
 from onnxcp.profiling.machine import Machine
-from onnxcp.reporting.environment import cpu_name, describe
 
 
 def test_this_machine() -> None:

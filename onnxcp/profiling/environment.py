@@ -10,10 +10,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from onnxcp import __version__
 from onnxcp.profiling.machine import Machine
 
-_PACKAGES = ("onnx", "onnx-graphsurgeon", "numpy", "scipy")
+_PACKAGES = ("onnxcp", "onnx", "onnx-graphsurgeon", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ def _cores() -> int:
 
 def _versions() -> dict[str, str]:
     found = {
-        "onnxcp": __version__,
         "Python": platform.python_version(),
         "onnxruntime": onnxruntime.__version__,
     }

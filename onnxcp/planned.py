@@ -1,0 +1,330 @@
+"""From a goal for the whole network, or a plan that was made before, to a rewritten network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnxcp.factorize import Factorized, Ranks, nominal_input_shape
+from onnxcp.graph.chain import chain_macs, site_macs
+from onnxcp.graph.digest import model_digest
+from onnxcp.graph.refusal import Reason, Refusal, main_refusal
+from onnxcp.graph.site import Site, find_sites
+from onnxcp.graph.splice import splice
+from onnxcp.planning.distortion import ErrorTable
+from onnxcp.planning.goal import Goal
+from onnxcp.planning.latency import LatencyTable, SiteBench, timing_of, with_random_weights
+from onnxcp.planning.option import Candidate, Decision, Option
+from onnxcp.planning.plan import Numbers, Plan, PlannedModel, Row, plan_choices
+from onnxcp.planning.planner import Choice, Planner
+from onnxcp.planning.search import Attempt, Round, outline, search
+from onnxcp.planning.survey import Surveyed, survey
+from onnxcp.profiling.compare import Batch
+from onnxcp.profiling.environment import describe
+from onnxcp.profiling.session import Runner
+from onnxcp.profiling.timing import Trial, measure, paired
+from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
+from onnxcp.verification import Verification, batch_size, tolerable
+
+_SAMPLES = 64  # to find errors on at least, where there are so many
+_RUNNING = 20.0  # seconds that all of them together may run
+_BATCH = 32
+_ROUNDS = 12
+_MIN_SECONDS = 1.0
+_MAX_SECONDS = 15.0
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """How a plan came about.
+
+    Attributes
+    ----------
+    goal
+        What was wanted.
+    rounds
+        What was tried on the way.
+    shortfall
+        A sentence, where the goal was out of reach; else empty.
+    sites
+        What was found out about each site.
+    cache_problem
+        Why measurements could not be kept, in a sentence; None if they could.
+    """
+
+    goal: Goal
+    rounds: tuple[Round, ...]
+    shortfall: str
+    sites: tuple[Surveyed, ...]
+    cache_problem: str | None = None
+
+    @property
+    def kept(self) -> Round | None:
+        """The round whose network was taken."""
+        return next((each for each in self.rounds if each.kept), None)
+
+
+def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
+    """Plan for the whole network, build what was planned, measure, correct, and plan again."""
+    bare, planner = _prepared(work)
+    found = search(planner, goal, _Workshop(work, bare), work.baseline)
+    problem = work.cache.problem
+    planned = Planned(goal, found.rounds, found.shortfall, planner.sites, problem)
+    if found.attempt is not None:
+        return found.attempt.made, planned
+    decisions = tuple(_decision(each, None) for each in planner.sites)
+    return replace(bare, decisions=decisions), planned
+
+
+def outlined(work: Work, goal: Goal) -> tuple[Plan, Planned]:
+    """Plan for the whole network and time the plan, but build nothing."""
+    bare, planner = _prepared(work)
+    choice, rounds, shortfall = outline(planner, goal, _Workshop(work, bare))
+    planned = Planned(goal, rounds, shortfall, planner.sites, work.cache.problem)
+    rows = []
+    for each in planner.sites:
+        option = choice.options.get(each.site)
+        refusals = () if option is not None else _decision(each, None).refusals
+        rows.append(_row(each.site, option, refusals))
+    return Plan(**_head(work, str(goal), planned.kept), sites=tuple(rows)), planned
+
+
+def by_plan(work: Work, plan: Plan) -> Rewrite:
+    """Do what a plan says; nothing is chosen."""
+    prepared, records = fold(work.original)
+    sites, refusals = find_sites(prepared)
+    chosen = plan_choices(plan, sites, families(), "the plan")
+    rows = {row.site: row for row in plan.sites}
+    decisions = []
+    for done, site in enumerate(sites):
+        shape = work.shapes.get(site.input)
+        macs = None if shape is None else site_macs(site, shape)
+        if site not in chosen:
+            decisions.append(Decision(site, macs, reasons=(_kept(site, rows.get(site.name)),)))
+            continue
+        work.progress(f"{site.name}: decomposing", done, len(sites))
+        family, ranks = chosen[site]
+        result = family.apply(site, ranks)
+        shape = shape or nominal_input_shape(site)
+        bench = SiteBench(prepared, site, shape, work.settings.machine)
+        timing = timing_of(*bench.trials([result.chain]))
+        option = Option(site, family, ranks, chain_macs(site, result.chain, shape), timing)
+        decisions.append(Decision(site, macs, (Candidate(option, result),)))
+    return settled(work, Rewrite(prepared, None, tuple(decisions), tuple(refusals), records))
+
+
+def _kept(site: Site, row: Row | None) -> Refusal:
+    """Return why a plan leaves a site as it is."""
+    if row is None:
+        return Refusal(site.name, Reason.EXCLUDED, "the plan does not name it")
+    reason = Reason.EXCLUDED if row.fixed else Reason.NOT_NEEDED
+    return Refusal(site.name, reason, row.keep or "the plan keeps it")
+
+
+def plan_of(
+    work: Work,
+    rewrite: Rewrite,
+    planned: Planned | None,
+    verification: Verification | None,
+    goal: str,
+) -> Plan:
+    """Write down what every site became.
+
+    Parameters
+    ----------
+    work, rewrite, planned
+        What came of what; `planned` is None where sites were decided on one by one.
+    verification
+        The whole network before and after, if there is one.
+    goal
+        What was wanted, in words.
+    """
+    measured = Numbers()
+    if verification is not None:
+        measured = _numbers(verification.trial.a.median, verification.trial.b.median, rewrite.error)
+    kept = None if planned is None else planned.kept
+    rows = tuple(_row(each.site, each.option, each.refusals) for each in rewrite.decisions)
+    return Plan(**_head(work, goal, kept), measured=measured, sites=rows)
+
+
+def _head(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
+    """Return what a plan says ahead of its rows."""
+    place = describe(work.settings.machine)
+    forecast = None if kept is None else kept.forecast
+    return {
+        "model": PlannedModel(name=work.original.name, digest=model_digest(work.original)),
+        "made_on": {
+            "cpu": place.cpu,
+            "cores": str(place.cores),
+            "threads": place.threads,
+            "providers": ", ".join(place.providers),
+            "system": place.system,
+            **place.versions,
+        },
+        "goal": goal,
+        "predicted": (
+            Numbers()
+            if forecast is None
+            else _numbers(forecast.before, forecast.after, forecast.error)
+        ),
+    }
+
+
+def _numbers(before: float, after: float, error: float) -> Numbers:
+    known = error if math.isfinite(error) else None
+    return Numbers(before_ms=1e3 * before, after_ms=1e3 * after, error=known)
+
+
+def _row(site: Site, option: Option | None, refusals: Sequence[Refusal]) -> Row:
+    if option is None:
+        refusal = main_refusal(refusals)
+        keep = "no family was offered" if refusal is None else refusal.detail
+        fixed = any(each.reason is Reason.EXCLUDED for each in refusals)
+        return Row(site=site.name, keep=keep, fixed=fixed)
+    return Row(
+        site=site.name,
+        family=option.family.name,
+        ranks=option.ranks,
+        before_ms=1e3 * option.timing.before,
+        after_ms=1e3 * option.timing.after,
+        error=option.error**0.5 if math.isfinite(option.error) else None,
+        distortion=option.distortion if math.isfinite(option.distortion) else None,
+    )
+
+
+def _prepared(work: Work) -> tuple[Rewrite, Planner]:
+    """Find out what there is to plan with."""
+    prepared, records = fold(work.original)
+    sites, refusals = find_sites(prepared)
+    bare = Rewrite(prepared, None, (), tuple(refusals), records)
+    if not sites:
+        return bare, Planner((), 1.0)
+    work.progress("timing the network", 0, 1)
+    seconds = _seconds(work)
+    return bare, Planner(_surveyed(work, bare, sites, seconds), seconds)
+
+
+class _Workshop:
+    """Times choices with random weights, since time does not depend on them, and builds them."""
+
+    def __init__(self, work: Work, bare: Rewrite) -> None:
+        self._work = work
+        self._bare = bare
+        self._results: dict[tuple[str, str, Ranks], Factorized] = {}
+        self._machine = work.settings.machine
+
+    def time(self, choice: Choice) -> Trial:
+        """Time the original (a) against the network of a choice (b)."""
+        work = self._work
+        work.progress("timing the planned network", 0, 1)
+        chains = {
+            site: (option.family.name, with_random_weights(option.sketch))
+            for site, option in choice.options.items()
+        }
+        network = splice(self._bare.prepared, chains)
+        runners = [
+            Runner(self._machine.open(each, label="the planned network"), work.feeds)
+            for each in (work.original, network)
+        ]
+        return paired(
+            runners[0].run,
+            runners[1].run,
+            rounds=_ROUNDS,
+            min_seconds=_MIN_SECONDS,
+            max_seconds=_MAX_SECONDS,
+        )
+
+    def build(self, choice: Choice, planner: Planner) -> Attempt[Rewrite]:
+        """Decompose, refit and compare; options whose factors cancel are taken off the list."""
+        work = self._work
+        candidates: dict[Site, Candidate] = {}
+        for done, (site, option) in enumerate(choice.options.items()):
+            work.progress(f"{site.name}: decomposing", done, len(choice.options))
+            result = self._decomposed(option)
+            problem = self._unfit(option, result)
+            if problem is None:
+                candidates[site] = Candidate(option, result)
+            else:
+                planner.forget(option, Refusal(site.name, Reason.INACCURATE, problem))
+        decisions = tuple(_decision(each, candidates.get(each.site)) for each in planner.sites)
+        rewrite = settled(work, replace(self._bare, decisions=decisions))
+        built = Choice({site: choice.options[site] for site in candidates}, choice.reached)
+        score = None if rewrite.model is None else work.scored(rewrite.model)
+        return Attempt(rewrite, built, rewrite.error, score)
+
+    def _decomposed(self, option: Option) -> Factorized:
+        key = option.site.name, option.family.name, option.ranks
+        if key not in self._results:
+            self._results[key] = option.family.apply(option.site, option.ranks)
+        return self._results[key]
+
+    def _unfit(self, option: Option, result: Factorized) -> str | None:
+        if not math.isfinite(result.error):
+            return f"{option} did not converge"
+        shape = self._work.shapes[option.site.input]
+        bench = SiteBench(self._bare.prepared, option.site, shape, self._machine)
+        rounding = bench.rounding_error(result)
+        if tolerable(option.site, rounding):
+            return None
+        return f"{option} holds terms that cancel: rounding alone costs {rounding:.1e}"
+
+
+def _decision(surveyed: Surveyed, chosen: Candidate | None) -> Decision:
+    if chosen is not None:
+        return Decision(surveyed.site, surveyed.macs, (chosen,), surveyed.reasons)
+    reasons = surveyed.reasons
+    if surveyed.options:
+        best = max(surveyed.options, key=lambda option: option.saving)
+        detail = f"the plan needs none of its {len(surveyed.options)} options, {best} the fastest"
+        reasons = (*reasons, Refusal(surveyed.site.name, Reason.NOT_NEEDED, detail))
+    return Decision(surveyed.site, surveyed.macs, reasons=reasons)
+
+
+def _surveyed(work: Work, bare: Rewrite, sites: Sequence[Site], seconds: float) -> list[Surveyed]:
+    settings = work.settings
+    latencies = LatencyTable(bare.prepared, work.shapes, settings.machine, work.cache)
+    errors = ErrorTable(
+        bare.prepared,
+        settings.machine,
+        work.cache,
+        _samples(work, seconds),
+        from_data=work.fits is not None,
+        memory_limit=settings.refit.memory_limit,
+        progress=work.progress,
+    )
+    offered = menu(settings, work.cache, searching=True)
+    return survey(sites, offered, work.shapes, latencies, errors, work.progress)
+
+
+def _samples(work: Work, seconds: float) -> list[Batch]:
+    """Return batches of the data, as many as can be run in a while; random ones without data.
+
+    Parameters
+    ----------
+    work
+        The work.
+    seconds
+        What a run of the network takes.
+    """
+    if work.samples is None:
+        return [work.feeds]
+    size = batch_size(work.feeds)
+    most = max(_SAMPLES, _RUNNING * size / seconds)
+    found: list[Batch] = []
+    count = 0
+    for batch in work.samples.batches(max(size, min(_BATCH, len(work.samples) // 8))):
+        found.append(batch)
+        count += batch_size(batch)
+        if count >= most:
+            break
+    return found
+
+
+def _seconds(work: Work) -> float:
+    """Time the original by itself."""
+    runner = Runner(work.settings.machine.open(work.original), work.feeds)
+    # The first plan rests on it, and has no other network to be compared with: what disturbs a run
+    # only adds to it. Later plans rest on paired medians.
+    return measure(runner.run, seconds=_MIN_SECONDS).minimum

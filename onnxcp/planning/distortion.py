@@ -1,0 +1,259 @@
+"""What options do to the outputs of a network, from a few probes.
+
+An option's own error is that of its site's output: on the user's data where there are any, else
+that of its weights. How much it matters is found by putting one chain into the network for each
+site, and looking at what comes out; errors of several sites are taken to add up. That is a model:
+the final network is compared with the original as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxcp.calibration.statistics import Observed, can_observe
+from onnxcp.calibration.stream import Stop, Stream
+from onnxcp.factorize import Factorized
+from onnxcp.graph.digest import array_digest, model_digest
+from onnxcp.graph.model import Model
+from onnxcp.graph.site import Site
+from onnxcp.graph.splice import splice
+from onnxcp.planning.cache import Cache
+from onnxcp.planning.offer import Offer, anchors
+from onnxcp.profiling.compare import Batch, compare
+from onnxcp.profiling.machine import Machine
+from onnxcp.profiling.session import infer
+from onnxcp.progress import Progress, silent
+from onnxcp.refit.regression import metric
+from onnxcp.refit.stops import bias_of, observe_stop, stored_bias
+from onnxcp.verification import batch_size
+
+_ROWS = 8_000  # rows to look at, where a fit would take many more
+_PER_ENTRY = 3  # and for every entry of a patch
+_PROBES = 128  # samples to look at what comes out
+_SWEEPS = 1  # of refinement: what a refit gains, in the main
+_MIDDLE = 0.03  # squared error of a probe: large enough to show, small enough to be one of many
+_FLOOR = 1e-12  # of squared errors, whose logarithms are interpolated
+_VERSION = 1  # of what is kept; another one forgets it
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the outputs of a network lose for a unit of squared relative error at one site.
+
+    Attributes
+    ----------
+    relative
+        Squared relative error, summed over the outputs.
+    classes
+        Kullback-Leibler divergence of the classes, in nats; None where no output is one of classes.
+    """
+
+    relative: float
+    classes: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class SiteErrors:
+    """Errors of the options of one site.
+
+    Attributes
+    ----------
+    squared
+        Squared relative error of the site's output, by offer.
+    effect
+        What it does to the outputs of the network.
+    """
+
+    squared: Mapping[Offer, float]
+    effect: Effect
+
+    def error(self, offer: Offer) -> float:
+        """Return the squared relative error of the network's outputs."""
+        return self.squared[offer] * self.effect.relative
+
+    def distortion(self, offer: Offer) -> float:
+        """Return what plans are made to keep small: divergence of classes, or else the error."""
+        effect = self.effect
+        return self.squared[offer] * (effect.relative if effect.classes is None else effect.classes)
+
+
+class ErrorTable:
+    """Errors of offers, measured at few ranks of each family and kept for the next time.
+
+    Parameters
+    ----------
+    model
+        The network.
+    machine
+        Where to run it.
+    cache
+        What was found before.
+    batches
+        Samples; random ones where there are no others.
+    from_data
+        Whether they are the user's: then errors are those on them, and not of weights.
+    memory_limit
+        Bytes of intermediate results to keep in memory.
+    progress
+        Called with what is being done.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        machine: Machine,
+        cache: Cache,
+        batches: Sequence[Batch],
+        *,
+        from_data: bool,
+        memory_limit: int = 2**31,
+        progress: Progress = silent,
+    ) -> None:
+        self._model = model
+        self._machine = machine
+        self._cache = cache
+        self._batches = batches
+        self._from_data = from_data
+        self._memory_limit = memory_limit
+        self._progress = progress
+        self._probes = _first(batches, _PROBES)
+        samples = [(name, array_digest(b[name])) for b in batches for name in sorted(b)]
+        self._work = {
+            "version": _VERSION,
+            "model": model_digest(model),
+            "samples": samples,
+            "from_data": from_data,
+        }
+        self._outputs: list[list[Any]] = []
+
+    def errors(self, ladders: Mapping[Site, Sequence[Sequence[Offer]]]) -> dict[Site, SiteErrors]:
+        """Return the errors of the offers of sites.
+
+        Parameters
+        ----------
+        ladders
+            For each site and each of its families, the offers from cheap to dear.
+        """
+        found = {}
+        missing = []
+        for site, each in ladders.items():
+            kept = self._cache.get("errors", self._key(site, each))
+            if kept is None:
+                missing.append(site)
+                continue
+            squared, relative, classes = kept
+            found[site] = _site_errors(each, squared, Effect(relative, classes))
+        for done, (site, stop) in enumerate(self._walk(missing)):
+            self._progress(f"{site.name}: errors of its options", done, len(missing))
+            squared, effect = self._look(site, stop, ladders[site])
+            key = self._key(site, ladders[site])
+            # Infinite ones, of a probe that broke the outputs, have no place in JSON.
+            if all(map(math.isfinite, (*squared, effect.relative, effect.classes or 0.0))):
+                self._cache.put("errors", key, [squared, effect.relative, effect.classes])
+            found[site] = _site_errors(ladders[site], squared, effect)
+        return found
+
+    def _key(self, site: Site, ladders: Sequence[Sequence[Offer]]) -> dict[str, Any]:
+        measured = [str(offer) for offers in ladders for offer in anchors(offers)]
+        return {**self._work, "site": site.name, "offers": measured}
+
+    def _walk(self, sites: Sequence[Site]) -> Iterator[tuple[Site, Stop | None]]:
+        """Come to sites one by one; with data, on the original's own tensors."""
+        if not self._from_data or not sites:
+            yield from ((site, None) for site in sites)
+            return
+        limit = self._memory_limit
+        with Stream(self._model, sites, self._batches, self._machine, memory_limit=limit) as stream:
+            for stop in stream:  # none is settled: the network stays what it is
+                yield stop.site, stop
+
+    def _look(
+        self, site: Site, stop: Stop | None, ladders: Sequence[Sequence[Offer]]
+    ) -> tuple[list[float], Effect]:
+        """Return the squared errors of the anchors of ladders, and the effect of a probe."""
+        seen = None
+        if stop is not None and can_observe(site) and bias_of(stop) is not None:
+            rows = max(_ROWS, _PER_ENTRY * math.prod(site.kernel_shape[1:]))
+            seen = observe_stop(stop, len(self._batches), rows=rows)
+        squared: list[float] = []
+        probe: tuple[float, Factorized, float] | None = None
+        for offer in (offer for offers in ladders for offer in anchors(offers)):
+            result, error = _fitted(offer, seen)
+            squared.append(error)
+            off = abs(math.log(max(error, _FLOOR) / _MIDDLE))
+            if probe is None or off < probe[0]:
+                probe = off, result, error
+        assert probe is not None, "there are offers"
+        _, result, error = probe
+        return squared, self._effect(site, result, max(error, _FLOOR))
+
+    def _effect(self, site: Site, result: Factorized, error: float) -> Effect:
+        """Put one chain into the network, and look at what comes out."""
+        label = "the network with a probe"
+        session = self._machine.open(
+            splice(self._model, {site: ("probe", result.chain)}), label=label
+        )
+        names = [output.name for output in session.get_outputs()]
+        originals = iter(self._original_outputs())
+        differences = compare(
+            lambda _: next(originals),
+            lambda batch: infer(session, batch, label=label),
+            self._probes,
+            names,
+        )
+        broken = any(each.finite_a and not each.finite_b for each in differences)
+        relative = sum(each.error**2 for each in differences)
+        divergences = [each.kl for each in differences if each.kl is not None]
+        classes = sum(divergences) / error if divergences else None
+        if broken or not math.isfinite(relative):
+            return Effect(math.inf, None if classes is None else math.inf)
+        return Effect(relative / error, classes)
+
+    def _original_outputs(self) -> list[list[Any]]:
+        if not self._outputs:
+            session = self._machine.open(self._model, label="the network")
+            self._outputs = [infer(session, batch) for batch in self._probes]
+        return self._outputs
+
+
+def _first(batches: Sequence[Batch], samples: int) -> list[Batch]:
+    found: list[Batch] = []
+    count = 0
+    for batch in batches:
+        if found and count >= samples:
+            break
+        found.append(batch)
+        count += batch_size(batch)
+    return found
+
+
+def _fitted(offer: Offer, seen: Observed | None) -> tuple[Factorized, float]:
+    """Decompose at an offer's rank; return the factors, fitted to data if any, and their error."""
+    site, family = offer.site, offer.family.quick()
+    result = family.apply(site, offer.ranks)
+    if seen is None:
+        return result, result.error**2
+    grams = [metric(moments) for moments in seen.fit]
+    factors = family.refine(site, result.factors, site.group_kernels(), grams, _SWEEPS)
+    kernel = family.kernel(site, factors).reshape(site.outputs, -1)
+    bias = stored_bias(site, seen.best_bias(kernel))
+    return replace(result, factors=factors, bias=bias), seen.error(kernel)
+
+
+def _site_errors(
+    ladders: Sequence[Sequence[Offer]], squared: Sequence[float], effect: Effect
+) -> SiteErrors:
+    """Fill ladders from what was found at their anchors."""
+    values = iter(squared)
+    errors: dict[Offer, float] = {}
+    for offers in ladders:
+        measured = anchors(offers)
+        logs = [math.log(max(next(values), _FLOOR)) for _ in measured]
+        macs = [math.log(each.macs) for each in measured]
+        errors |= {each: math.exp(np.interp(math.log(each.macs), macs, logs)) for each in offers}
+    return SiteErrors(errors, effect)

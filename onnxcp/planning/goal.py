@@ -1,0 +1,84 @@
+"""What a network is to become as a whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from onnxcp.errors import OnnxcpError
+
+DEFAULT_MAX_ERROR = 0.1
+
+
+@dataclass(frozen=True)
+class Goal:
+    """At most one is given; with none, the network is to be fast within `DEFAULT_MAX_ERROR`.
+
+    Attributes
+    ----------
+    speedup
+        How many times faster, more than 1; the distortion of the outputs is made least.
+    latency
+        Seconds per run, likewise.
+    macs, parameters
+        Share of the network's multiply-adds or weights to keep, in (0, 1); likewise.
+    max_error
+        Largest relative error of the outputs, in (0, 1]; the network is made as fast as it allows.
+    max_accuracy_drop
+        How much of the score may be lost at most, from 0 on; likewise. Needs labelled data or an
+        evaluation function.
+    """
+
+    speedup: float | None = None
+    latency: float | None = None
+    macs: float | None = None
+    parameters: float | None = None
+    max_error: float | None = None
+    max_accuracy_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            raise OnnxcpError(f"Give only one goal: {' and '.join(given)} exclude each other.")
+        for name, value in given.items():
+            low, high = _RANGES[name]
+            closed = name == "max_accuracy_drop"  # nothing may be lost: that is a goal, too
+            if not (low < value <= high or (closed and value == low)):
+                opening = "[" if closed else "("
+                raise OnnxcpError(
+                    f"The goal {name} must lie in {opening}{low:g}, {high:g}]; not {value:g}."
+                )
+
+    @property
+    def error(self) -> float | None:
+        """Largest relative error of the outputs; None where the goal is another."""
+        others = (self.speedup, self.latency, self.macs, self.parameters, self.max_accuracy_drop)
+        if any(each is not None for each in others):
+            return None
+        return self.max_error or DEFAULT_MAX_ERROR
+
+    def __str__(self) -> str:
+        match self:
+            case Goal(speedup=float() | int() as value):
+                return f"{value:g} times faster"
+            case Goal(latency=float() | int() as value):
+                return f"{1e3 * value:g} ms per run"
+            case Goal(macs=float() | int() as value):
+                return f"{100 * value:g} % of the MACs"
+            case Goal(parameters=float() | int() as value):
+                return f"{100 * value:g} % of the parameters"
+            case Goal(max_accuracy_drop=float() | int() as value):
+                return f"a score at most {value:g} lower"
+            case _:
+                return f"a relative error of the outputs of at most {self.error:g}"
+
+
+_RANGES = {
+    "speedup": (1.0, math.inf),
+    "latency": (0.0, math.inf),
+    "macs": (0.0, 1.0),
+    "parameters": (0.0, 1.0),
+    "max_error": (0.0, 1.0),
+    "max_accuracy_drop": (0.0, math.inf),
+}

@@ -1,0 +1,192 @@
+"""From what sites may become to a choice for all of them, and what it is expected to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxcp.factorize import FactorizePass
+from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.site import Site
+from onnxcp.planning.allocate import Weighed, allocate, nearest
+from onnxcp.planning.goal import Goal
+from onnxcp.planning.option import Option
+from onnxcp.planning.survey import Surveyed
+
+_SCALES = (0.2, 2.0)  # between which savings may differ from those of sites alone
+_RESERVE = 0.9  # share of the tolerated error to plan with, since it is not known exactly
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """An option for some sites; the others stay as they are.
+
+    Attributes
+    ----------
+    options
+        By site, in the order of the network.
+    reached
+        Whether the goal is expected to be reached; otherwise this is as close as it gets.
+    """
+
+    options: Mapping[Site, Option]
+    reached: bool = True
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what makes two choices the same."""
+        return tuple((site.name, o.family.name, o.ranks) for site, o in self.options.items())
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a choice is expected to do to the whole network.
+
+    Attributes
+    ----------
+    before, after
+        Seconds per run.
+    error
+        Relative error of the outputs.
+    distortion
+        Divergence of the classes, or the squared relative error again.
+    """
+
+    before: float
+    after: float
+    error: float
+    distortion: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster."""
+        return self.before / self.after
+
+
+class Planner:
+    """Makes choices, and learns from what came of them.
+
+    Parameters
+    ----------
+    sites
+        What was found out about each site.
+    seconds
+        What a run of the whole network takes.
+    """
+
+    def __init__(self, sites: Sequence[Surveyed], seconds: float) -> None:
+        self.sites = tuple(_finite(each) for each in sites)
+        self._seconds = seconds
+        self._forgotten: set[tuple[Site, FactorizePass]] = set()
+        self._time_scale = 1.0  # seconds saved in the network for each saved alone
+        self._error_scale = 1.0  # squared error of the outputs for each expected
+
+    def choose(self, goal: Goal) -> Choice:
+        """Return the best choice for a goal; where it is out of reach, the closest."""
+        objective, limits = self._limits(goal)
+        offered = [self._weighed(each) for each in self.sites]
+        chosen = allocate(offered, objective, limits)
+        # A share of no multiply-adds, or of no weights, is nothing that a plan could come to.
+        empty = not self.sites and (goal.macs is not None or goal.parameters is not None)
+        if chosen is not None and not empty:
+            return self._choice(chosen, reached=True)
+        (measure,) = limits
+        return self._choice(nearest(offered, objective, measure), reached=False)
+
+    def forecast(self, choice: Choice) -> Forecast:
+        """Return what a choice is expected to do."""
+        options = choice.options.values()
+        error = self._error_scale * sum(option.error for option in options)
+        return Forecast(
+            before=self._seconds,
+            after=max(self._seconds - self._time_scale * _saving(options), 1e-9),
+            error=error**0.5,
+            distortion=self._error_scale * sum(option.distortion for option in options),
+        )
+
+    def learn_time(self, choice: Choice, before: float, after: float) -> None:
+        """Take in what a network and a choice for it really took, in seconds."""
+        self._seconds = before
+        expected = _saving(choice.options.values())
+        if expected > 0:
+            low, high = _SCALES
+            self._time_scale = min(max((before - after) / expected, low), high)
+
+    def learn_error(self, choice: Choice, error: float) -> None:
+        """Take in the relative error of the outputs that came of a choice."""
+        expected = sum(option.error for option in choice.options.values())
+        if expected > 0 and error > 0:
+            self._error_scale = error**2 / expected
+
+    def forget(self, option: Option, reason: Refusal) -> None:
+        """Take an option, and those of its family at that site that are no smaller, off the list.
+
+        Factors that cancel do so at higher ranks, too. The second time all of the family goes.
+        """
+        again = (option.site, option.family) in self._forgotten
+        self._forgotten.add((option.site, option.family))
+        sites = []
+        for each in self.sites:
+            if each.site is option.site:
+                same = [o for o in each.options if o.family is option.family]
+                each = each.without([o for o in same if again or o.macs >= option.macs], reason)
+            sites.append(each)
+        self.sites = tuple(sites)
+
+    @property
+    def fastest(self) -> float:
+        """The speed-up that is expected of the fastest choice, whatever it does to outputs."""
+        savings = [max((o.saving for o in s.options), default=0.0) for s in self.sites]
+        return self._seconds / max(self._seconds - self._time_scale * sum(savings), 1e-9)
+
+    def _limits(self, goal: Goal) -> tuple[str, dict[str, float]]:
+        """Return what to make least, and within which limits."""
+        if goal.speedup is not None:
+            return "distortion", {"seconds": self._seconds / goal.speedup - self._seconds}
+        if goal.latency is not None:
+            return "distortion", {"seconds": goal.latency - self._seconds}
+        if goal.macs is not None:
+            return "distortion", {"macs": goal.macs * sum(each.macs or 0 for each in self.sites)}
+        if goal.parameters is not None:
+            total = sum(each.site.parameters for each in self.sites)
+            return "distortion", {"parameters": goal.parameters * total}
+        assert goal.error is not None, "a score is no measure of single sites"
+        return "seconds", {"error": _RESERVE * goal.error**2}
+
+    def _weighed(self, surveyed: Surveyed) -> list[Weighed]:
+        """Return a site as it is, and then its options; seconds are what they add to it."""
+        site = surveyed.site
+        dense = Weighed(0.0, surveyed.macs or 0, site.parameters, 0.0, 0.0)
+        return [dense, *(self._weigh(option) for option in surveyed.options)]
+
+    def _weigh(self, option: Option) -> Weighed:
+        return Weighed(
+            seconds=-self._time_scale * option.saving,
+            macs=option.macs,
+            parameters=option.parameters,
+            distortion=self._error_scale * option.distortion,
+            error=self._error_scale * option.error,
+        )
+
+    def _choice(self, chosen: Sequence[int], *, reached: bool) -> Choice:
+        pairs = zip(self.sites, chosen, strict=True)
+        return Choice({s.site: s.options[each - 1] for s, each in pairs if each}, reached)
+
+
+def _finite(surveyed: Surveyed) -> Surveyed:
+    """Leave out the options that break the outputs, or of which nothing is known."""
+    broken = [
+        each
+        for each in surveyed.options
+        if not (math.isfinite(each.distortion) and math.isfinite(each.error))
+    ]
+    if not broken:
+        return surveyed
+    name = surveyed.site.name
+    detail = f"{broken[0].family.name} takes the outputs of the network out of bounds"
+    return surveyed.without(broken, Refusal(name, Reason.NOT_FINITE, detail))
+
+
+def _saving(options: Iterable[Option]) -> float:
+    return sum(option.saving for option in options)
