@@ -8,6 +8,7 @@ Adding a decomposition is adding one file with a subclass.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -232,6 +233,7 @@ class FactorizePass(Pass):
                 for r, limit in zip(path, full, strict=True)
             )
 
+        @functools.cache  # rounded ranks come again and again
         def fits(ranks: Ranks) -> bool:
             return chain_macs(site, self.sketch(site, ranks), shape) <= budget
 

@@ -151,6 +151,7 @@ def optimize(
         if fewer is None:
             break
         rewrite = fewer
+        planned = None if planned is None else planned.given_back()
         verification = _verified(work, rewrite)
 
     result = Optimized(

@@ -32,7 +32,7 @@ _SAMPLES = 64  # to find errors on at least, where there are so many
 _RUNNING = 20.0  # seconds that all of them together may run
 _BATCH = 32
 _ROUNDS = 12
-_MIN_SECONDS = 1.0
+_MIN_SECONDS = 0.5
 _MAX_SECONDS = 15.0
 
 
@@ -64,6 +64,14 @@ class Planned:
     def kept(self) -> Round | None:
         """The round whose network was taken."""
         return next((each for each in self.rounds if each.kept), None)
+
+    def given_back(self) -> Planned:
+        """Return the same where sites were given back: no round tells of what is left of it."""
+        rounds = tuple(replace(each, kept=False) for each in self.rounds)
+        short = self.shortfall
+        if not short and self.goal.error is None and self.goal.max_accuracy_drop is None:
+            short = f"Sites were given back, so the goal is missed: {self.goal}."
+        return replace(self, rounds=rounds, shortfall=short)
 
 
 def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:

@@ -348,12 +348,8 @@ def _trial(a: list[_Sample], b: list[_Sample], seed: int) -> Trial:
 def _interval(seconds: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
     """95 % bootstrap interval of the ratio of medians; `seconds` is pairs × 2."""
     rng = np.random.default_rng(seed)
-    medians = np.array(
-        [
-            np.median(seconds[rng.integers(0, len(seconds), len(seconds))], axis=0)
-            for _ in range(_RESAMPLES)
-        ]
-    )
+    drawn = rng.integers(0, len(seconds), (_RESAMPLES, len(seconds)))
+    medians = np.median(seconds[drawn], axis=1)
     low, high = np.quantile(medians[:, 0] / medians[:, 1], [0.025, 0.975])
     return float(low), float(high)
 
