@@ -193,8 +193,9 @@ def _approach(
     best = min(met or range(len(tried)), key=lambda n: reaches[n] if met else -reaches[n])
     rounds = tuple(replace(each, kept=n == best) for n, (each, _) in enumerate(tried))
     choice = tried[best][1]
-    short = "" if _is_met(goal, rounds[best], choice) else _out_of_reach(goal, planner)
-    return choice, rounds, short
+    if _is_met(goal, rounds[best], choice):
+        return choice, rounds, ""
+    return choice, rounds, _out_of_reach(goal, planner, rounds[best])
 
 
 def _is_met(goal: Goal, done: Round, choice: Choice) -> bool:
@@ -213,9 +214,14 @@ def _reach(goal: Goal, done: Round) -> float:
     return 1.0 if goal.latency is None else goal.latency / done.after
 
 
-def _out_of_reach(goal: Goal, planner: Planner) -> str:
+def _out_of_reach(goal: Goal, planner: Planner, closest: Round | None = None) -> str:
     if goal.macs is not None or goal.parameters is not None:
         return f"No plan comes to {goal}: too few layers can be replaced by faster chains."
+    if closest is not None and closest.before and closest.after:
+        speed = closest.before / closest.after
+        wanted = speed / _reach(goal, closest)
+        if planner.fastest >= wanted:  # it is expected, and was not found in so many rounds
+            return f"No plan was found that makes it {goal}; the closest came to {speed:.2f} times."
     fastest = f"the fastest is expected to be {planner.fastest:.2f} times faster"
     return f"No plan makes it {goal}; {fastest}."
 

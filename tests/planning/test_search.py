@@ -173,6 +173,18 @@ class TestSpeed:
         assert shop.truth(outcome.attempt.made) < 0.98 * goal
         assert f"No plan makes it {goal:g} times faster" in outcome.shortfall
 
+    def test_what_was_not_found_in_time_is_not_called_out_of_reach(self) -> None:
+        """A machine that slows down: each network gains less than the one before promised."""
+        outcome = search(
+            planner(), Goal(speedup=1.5), Workshop(speed=lambda turn: 0.93 ** (turn + 1))
+        )
+        best = max(each.before / each.after for each in outcome.rounds if each.after)
+        assert best < 0.98 * 1.5
+        assert outcome.shortfall == (
+            "No plan was found that makes it 1.5 times faster; the closest came to "
+            f"{best:.2f} times."
+        )
+
     @pytest.mark.parametrize("over", [0.9, 0.97, 1.0, 1.03, 1.1])
     def test_that_is_measured_is_reached_whatever_was_expected(self, over: float) -> None:
         """Out of reach by the table, and then the network is faster than it says."""
