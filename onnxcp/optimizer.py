@@ -75,7 +75,7 @@ class Optimized:
     planned
         How the plan came about; None where none was made.
     plan
-        What every site became, to be carried out again.
+        What every site became, to be carried out again; None where passes were given.
     frontier
         Plans for the speed-ups of the settings' frontier, and what came of them.
     """
@@ -169,7 +169,11 @@ def optimize(
         data_is_random=work.samples is None,
         unfitted=rewrite.unfitted,
         planned=planned,
-        plan=plan_of(work, rewrite, planned, verification, _wanted(settings)),
+        plan=(
+            None
+            if settings.passes
+            else plan_of(work, rewrite, planned, verification, _wanted(settings))
+        ),
         frontier=tuple(by_goal(work, Goal(speedup=each))[1] for each in settings.frontier),
     )
     if rewrite.model is None or verification is None:
@@ -292,8 +296,6 @@ def _doubted(work: Work, rewrite: Rewrite) -> Rewrite | None:
 
 def _wanted(settings: Settings) -> str:
     """Return what was asked for, in words."""
-    if settings.passes:
-        return f"passes {settings.passes}"
     if settings.plan is not None:
         return settings.plan.goal
     if isinstance(settings.macs, Mapping):

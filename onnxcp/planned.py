@@ -309,6 +309,8 @@ def _surveyed(work: Work, bare: Rewrite, sites: Sequence[Site], seconds: float) 
 def _samples(work: Work, seconds: float) -> list[Batch]:
     """Return batches of the data, as many as can be run in a while; random ones without data.
 
+    What is there to score on is not looked at: the score would be that of a plan made for it.
+
     Parameters
     ----------
     work
@@ -316,13 +318,13 @@ def _samples(work: Work, seconds: float) -> list[Batch]:
     seconds
         What a run of the network takes.
     """
-    if work.samples is None:
+    if work.calibration is None:
         return [work.feeds]
     size = batch_size(work.feeds)
     most = max(_SAMPLES, _RUNNING * size / seconds)
     found: list[Batch] = []
     count = 0
-    for batch in work.samples.batches(max(size, min(_BATCH, len(work.samples) // 8))):
+    for batch in work.calibration.batches(max(size, min(_BATCH, len(work.calibration) // 8))):
         found.append(batch)
         count += batch_size(batch)
         if count >= most:

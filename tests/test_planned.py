@@ -247,6 +247,18 @@ class TestScores:
         few, many = (each.verification.trial.ratio for each in results if each.verification)
         assert few < many
 
+    def test_what_is_scored_on_has_no_say_in_the_plan(self, clock: Clockwork) -> None:
+        """Options are expected to cost what they do where there are no data at all."""
+        scored = {"image": smooth(40, seed=5), "label": np.zeros(40, np.int64)}
+        goal = settings(goal=Goal(macs=0.3))
+        results = [optimize(network(), goal, labelled=each) for each in (None, scored)]
+        alone, beside = (
+            [(o.error, o.distortion) for site in r.planned.sites for o in site.options]
+            for r in results
+            if r.planned is not None
+        )
+        assert alone == beside != []
+
     def test_of_labelled_data(self, clock: Clockwork) -> None:
         image = smooth(40, seed=5)
         label = run(network(), image).argmax(axis=1)

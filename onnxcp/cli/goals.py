@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxcp.cli.options import PATH, comma_separated
+from onnxcp.cli.options import PATH, comma_separated, given_options
 
 _SHARE = click.FloatRange(0, 1, min_open=True)
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -73,6 +73,13 @@ def numbers(text: str) -> tuple[float, ...]:
     return values
 
 
+def one_target(*parameters: str) -> None:
+    """Fail if several of the options of these parameters were typed."""
+    given = given_options(*parameters)
+    if len(given) > 1:
+        raise click.UsageError(f"Give only one target: {' and '.join(given)} exclude each other.")
+
+
 def goal_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the goals for the whole network, received as one `goal`."""
 
@@ -118,12 +125,8 @@ def goal_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_goal(*args: Any, **kwargs: Any) -> Any:
         from onnxcp.planning.goal import Goal
 
+        one_target(*GOALS)
         given = {field: kwargs.pop(parameter) for parameter, field in _GOALS.items()}
-        if sum(value is not None for value in given.values()) > 1:
-            names = [_option(p) for p, f in _GOALS.items() if given[f] is not None]
-            raise click.UsageError(
-                f"Give only one target: {' and '.join(names)} exclude each other."
-            )
         return command(*args, goal=Goal(**given), **kwargs)
 
     return with_goal
@@ -174,7 +177,3 @@ def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DIR",
         help="Where measurements are kept; by default in your folder for such.",
     )(command)
-
-
-def _option(parameter: str) -> str:
-    return f"--{parameter.replace('_', '-')}"

@@ -14,6 +14,7 @@ from onnxcp.cli.goals import (
     choosing_options,
     goal_options,
     numbers,
+    one_target,
 )
 from onnxcp.cli.options import (
     PATH,
@@ -252,9 +253,7 @@ def optimize(
 
 def _check_usage(pipeline: str, plan_file: Path | None) -> None:
     """Refuse options that exclude each other or have no say."""
-    ways = given_options("macs", "energy", *GOALS)
-    if len(ways) > 1:
-        raise click.UsageError(f"Give only one target: {' and '.join(ways)} exclude each other.")
+    one_target("macs", "energy", *GOALS)
     if pipeline and plan_file is not None:
         raise click.UsageError("Give one of --passes and --plan.")
     settled = {"--passes are run as they stand": pipeline, "--plan says it all": plan_file}
