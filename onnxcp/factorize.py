@@ -282,6 +282,10 @@ class FactorizePass(Pass):
         """Decompose a site at given ranks and measure how far the result is from the original."""
         return self.measured(site, ranks, self.factorize(site, ranks))
 
+    def factorize_all(self, site: Site, path: Sequence[Ranks]) -> list[Factors]:
+        """Decompose the site's kernel at several ranks; some families do so in one go."""
+        return [self.factorize(site, ranks) for ranks in path]
+
     def measured(
         self, site: Site, ranks: Ranks, factors: Factors, bias: Floats | None = None
     ) -> Factorized:

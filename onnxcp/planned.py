@@ -33,7 +33,8 @@ _RUNNING = 20.0  # seconds that all of them together may run
 _BATCH = 32
 _ROUNDS = 12
 _MIN_SECONDS = 0.5
-_MAX_SECONDS = 15.0
+_MAX_SECONDS = 1.2  # of a round on a busy machine,
+_MAX_RUNS = 60  # or as many runs of the network, if they take longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class Planned:
 def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
     """Plan for the whole network, build what was planned, measure, correct, and plan again."""
     bare, planner = _prepared(work)
-    found = search(planner, goal, _Workshop(work, bare), work.baseline)
+    found = search(planner, goal, _Workshop(work, bare, planner.seconds), work.baseline)
     problem = work.cache.problem
     planned = Planned(goal, found.rounds, found.shortfall, planner.sites, problem)
     if found.attempt is not None:
@@ -89,7 +90,7 @@ def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
 def outlined(work: Work, goal: Goal) -> tuple[Plan, Planned]:
     """Plan for the whole network and time the plan, but build nothing."""
     bare, planner = _prepared(work)
-    choice, rounds, shortfall = outline(planner, goal, _Workshop(work, bare))
+    choice, rounds, shortfall = outline(planner, goal, _Workshop(work, bare, planner.seconds))
     planned = Planned(goal, rounds, shortfall, planner.sites, work.cache.problem)
     rows = []
     for each in planner.sites:
@@ -217,8 +218,9 @@ def _prepared(work: Work) -> tuple[Rewrite, Planner]:
 class _Workshop:
     """Times choices with random weights, since time does not depend on them, and builds them."""
 
-    def __init__(self, work: Work, bare: Rewrite) -> None:
+    def __init__(self, work: Work, bare: Rewrite, seconds: float) -> None:
         self._work = work
+        self._seconds = seconds
         self._bare = bare
         self._results: dict[tuple[str, str, Ranks], Factorized] = {}
         self._machine = work.settings.machine
@@ -241,7 +243,7 @@ class _Workshop:
             runners[1].run,
             rounds=_ROUNDS,
             min_seconds=_MIN_SECONDS,
-            max_seconds=_MAX_SECONDS,
+            max_seconds=max(_MAX_SECONDS, _MAX_RUNS * self._seconds),
         )
 
     def build(self, choice: Choice, planner: Planner) -> Attempt[Rewrite]:

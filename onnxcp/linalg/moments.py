@@ -7,6 +7,7 @@ factorisation in the norm of the data are computed from them, and no sample is k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Matrix = NDArray[np.float64]
 
+_WAITING = 1024  # samples to form products of at once
 _SINGLE = 1024  # rows of a Gram matrix beyond which products with it are formed in float32
 
 
@@ -59,11 +61,15 @@ class Moments:
         """
         return self.loss(weight, bias) / (self.scale or 1.0)
 
+    @cached_property
+    def gram(self) -> Floats:
+        """``xx`` in the type that products with it are formed in, see `working_type`."""
+        return self.xx.astype(working_type(len(self.xx)), copy=False)
+
     def loss(self, weight: Floats, bias: Floats | None = None) -> float:
         """Mean squared error of ``weight x + bias``, as `error` but not relative."""
         weight = np.asarray(weight, np.float64).reshape(len(self.t_mean), -1)
-        work = working_type(len(self.xx))
-        through = weight.astype(work, copy=False) @ self.xx.astype(work, copy=False)
+        through = weight.astype(self.gram.dtype, copy=False) @ self.gram
         squared = self.t_power + float(np.sum(through * weight) - 2 * np.vdot(weight.T, self.xt))
         if bias is not None:
             off = self.t_mean - weight @ self.x_mean - bias
@@ -96,6 +102,7 @@ class Accumulator:
         self._sums: list[Matrix] = []
         self._xx: Matrix = np.zeros((0, 0))
         self._xt: Matrix = np.zeros((0, 0))
+        self._waiting: list[tuple[Floats, Floats]] = []
 
     def add(self, x: Floats, t: Floats) -> None:
         """Take samples in: x of shape (n, P), t of shape (n, T)."""
@@ -112,14 +119,24 @@ class Accumulator:
         x, t = (each - shift for each, shift in zip((x, t), self._shifts, strict=True))
         for total, each in zip(self._sums, (x, t), strict=True):
             total += each.sum(axis=0, dtype=np.float64)
-        self._xx += x.T @ x
-        self._xt += x.T @ t
         self._power += _power(t)
+        self._waiting.append((x, t))
+        if sum(len(each) for each, _ in self._waiting) >= _WAITING:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add products of what waits; a sum as large as a Gram matrix is dear for few samples."""
+        if self._waiting:
+            x, t = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+            self._xx += x.T @ x
+            self._xt += x.T @ t
+            self._waiting.clear()
 
     def moments(self) -> Moments | None:
         """Return the moments of all samples so far; None if there were none."""
         if not self._count:
             return None
+        self._multiply()
         n = self._count
         # What the means are off the shifts by; nothing is taken away where there is to be no bias.
         x, t = (total / n if self._centred else np.zeros_like(total) for total in self._sums)

@@ -28,6 +28,7 @@ Floats = NDArray[np.floating[Any]]
 _SWEEPS = 6
 _STEPS = 12  # of conjugate gradients for one factor
 _ENOUGH = 0.3  # relative residual at which a factor is solved well enough for this sweep
+_CANCELLED = 1e5  # roundings that an error must be worth to be taken for a difference of sums
 _JITTER = 1e-9  # of the mean diagonal, added to Gram matrices of features before they are solved
 _DAMPING = 1e-4  # likewise to what preconditions: with less, directions without effect blow up
 
@@ -120,8 +121,7 @@ def refine(
             for position in range(len(factors)):
                 if position != product.last:
                     work.improve(position)
-        work.solve_last()
-        error = work.error()
+        error = work.solve_last()
         if error < errors[-1]:
             errors.append(error)
             best = list(work.factors)
@@ -164,8 +164,11 @@ class _Problem:
         rest = kernel - self.target
         return float(np.vdot(rest, rest @ self.gram)) / (self.power or 1.0)
 
-    def solve_last(self) -> None:
-        """Solve the factor with the output channels: a regression on the features of the rest."""
+    def solve_last(self) -> float:
+        """Solve the factor with the output channels: a regression on the features of the rest.
+
+        Returns the error, which the regression has nearly for nothing.
+        """
         last, letters = self.product.last, self.product.operands[self.product.last]
         spatial = [c for c in self.product.kernel[2:] if c in letters]
         inner = [c for c in letters if c != "t" and c not in spatial]
@@ -177,11 +180,16 @@ class _Problem:
         features = features.reshape(-1, self.gram.shape[0])
         through = features @ self.gram
         normal = np.asarray(through @ features.T, np.float64)
-        mixed = _solve(normal, np.asarray(through @ self.target.T, np.float64))
+        right = np.asarray(through @ self.target.T, np.float64)
+        mixed = _solve(normal, right)
         sizes = dict(zip(letters, self.factors[last].shape, strict=True))
         order = ["t", *inner, *spatial]
         solved = mixed.T.reshape([sizes[c] for c in order]).astype(self.gram.dtype)
         self.factors[last] = np.einsum(f"{''.join(order)}->{letters}", solved)
+        rest = self.power + float(np.vdot(mixed, normal @ mixed) - 2 * np.vdot(mixed, right))
+        # Of a difference of near equals, only its own rounding would be left.
+        sure = rest > _CANCELLED * np.finfo(self.gram.dtype).eps * self.power
+        return rest / self.power if sure else self.error()
 
     def reduce(self) -> None:
         """Turn the output channels so that only as many rows remain as there are features."""

@@ -35,10 +35,14 @@ from onnxcp.verification import batch_size
 _ROWS = 8_000  # rows to look at, where a fit would take many more
 _PER_ENTRY = 3  # and for every entry of a patch
 _PROBES = 128  # samples to look at what comes out
+_LARGE = (
+    2000  # entries of a patch, beyond which the last anchor, which takes longest, is not fitted:
+)
+_FITTED = 2  # it is taken to gain as much as the one before
 _SWEEPS = 1  # of refinement: what a refit gains, in the main
 _MIDDLE = 0.03  # squared error of a probe: large enough to show, small enough to be one of many
 _FLOOR = 1e-12  # of squared errors, whose logarithms are interpolated
-_VERSION = 1  # of what is kept; another one forgets it
+_VERSION = 2  # of what is kept; another one forgets it
 
 
 @dataclass(frozen=True)
@@ -180,14 +184,24 @@ class ErrorTable:
         if stop is not None and can_observe(site) and bias_of(stop) is not None:
             rows = max(_ROWS, _PER_ENTRY * math.prod(site.kernel_shape[1:]))
             seen = observe_stop(stop, len(self._batches), rows=rows)
+        fit = None if seen is None else _Fit(site, seen)
         squared: list[float] = []
         probe: tuple[float, Factorized, float] | None = None
-        for offer in (offer for offers in ladders for offer in anchors(offers)):
-            result, error = _fitted(offer, seen)
-            squared.append(error)
-            off = abs(math.log(max(error, _FLOOR) / _MIDDLE))
-            if probe is None or off < probe[0]:
-                probe = off, result, error
+        for offers in ladders:
+            gain = 1.0
+            for position, result in enumerate(_decomposed(site, anchors(offers))):
+                result, error = (result, result.error**2) if fit is None else fit.biased(result)
+                expected = gain * error
+                if fit is not None and (fit.is_quick or position < _FITTED):
+                    fitted, after = fit(result)
+                    gain = min(after / error, 1.0) if error else 1.0
+                    expected = gain * error
+                    if after < error:
+                        result, error = fitted, after
+                squared.append(expected)
+                off = abs(math.log(max(error, _FLOOR) / _MIDDLE))
+                if probe is None or off < probe[0]:
+                    probe = off, result, error
         assert probe is not None, "there are offers"
         _, result, error = probe
         return squared, self._effect(site, result, max(error, _FLOOR))
@@ -232,17 +246,42 @@ def _first(batches: Sequence[Batch], samples: int) -> list[Batch]:
     return found
 
 
-def _fitted(offer: Offer, seen: Observed | None) -> tuple[Factorized, float]:
-    """Decompose at an offer's rank; return the factors, fitted to data if any, and their error."""
-    site, family = offer.site, offer.family.quick()
-    result = family.apply(site, offer.ranks)
-    if seen is None:
-        return result, result.error**2
-    grams = [metric(moments) for moments in seen.fit]
-    factors = family.refine(site, result.factors, site.group_kernels(), grams, _SWEEPS)
-    kernel = family.kernel(site, factors).reshape(site.outputs, -1)
-    bias = stored_bias(site, seen.best_bias(kernel))
-    return replace(result, factors=factors, bias=bias), seen.error(kernel)
+def _decomposed(site: Site, offers: Sequence[Offer]) -> Iterator[Factorized]:
+    """Decompose a site at several ranks of one family."""
+    family, path = offers[0].family.quick(), [offer.ranks for offer in offers]
+    for ranks, factors in zip(path, family.factorize_all(site, path), strict=True):
+        yield family.measured(site, ranks, factors)
+
+
+class _Fit:
+    """Fits factors to what was seen at a site."""
+
+    def __init__(self, site: Site, seen: Observed) -> None:
+        self._site = site
+        self._seen = seen
+        self._grams = [metric(moments) for moments in seen.fit]
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether every fit is cheap."""
+        return math.prod(self._site.kernel_shape[1:]) <= _LARGE
+
+    def __call__(self, result: Factorized) -> tuple[Factorized, float]:
+        """Return factors that are closer on the samples fitted to, as `biased` does."""
+        site, family = self._site, result.family
+        kernels = site.group_kernels()
+        factors = family.refine(site, result.factors, kernels, self._grams, _SWEEPS)
+        return self.biased(replace(result, factors=factors))
+
+    def biased(self, result: Factorized) -> tuple[Factorized, float]:
+        """Return factors with the best bias, and their squared error on samples held out."""
+        kernel = self._kernel(result)
+        bias = stored_bias(self._site, self._seen.best_bias(kernel))
+        return replace(result, bias=bias), self._seen.error(kernel)
+
+    def _kernel(self, result: Factorized) -> Any:
+        kernel = result.family.kernel(self._site, result.factors)
+        return kernel.reshape(self._site.outputs, -1)
 
 
 def _site_errors(

@@ -135,6 +135,11 @@ class Planner:
         self.sites = tuple(sites)
 
     @property
+    def seconds(self) -> float:
+        """What a run of the whole network takes, as far as is known."""
+        return self._seconds
+
+    @property
     def fastest(self) -> float:
         """The speed-up that is expected of the fastest choice, whatever it does to outputs."""
         savings = [max((o.saving for o in s.options), default=0.0) for s in self.sites]

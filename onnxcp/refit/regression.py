@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxcp.calibration.statistics import Observed
 from onnxcp.factorize import Factorized
-from onnxcp.linalg.moments import Moments, penalty, ridge, working_type
+from onnxcp.linalg.moments import Moments, penalty, ridge
 
 Array = npt.NDArray[Any]
 
@@ -57,6 +57,6 @@ def regression(seen: Observed, prior: Array) -> tuple[Array, float]:
 
 def metric(moments: Moments) -> Array:
     """Return the covariance of input patches, positive definite, in the type to work in."""
-    size = len(moments.xx)
-    gram = moments.xx + penalty(moments, STRENGTHS[0]) * np.eye(size)
-    return gram.astype(working_type(size), copy=False)
+    gram = moments.gram.copy()
+    np.fill_diagonal(gram, gram.diagonal() + penalty(moments, STRENGTHS[0]))
+    return gram

@@ -59,11 +59,18 @@ class ChannelSvd(FactorizePass):
 
     def factorize(self, site: Site, ranks: Ranks) -> Factors:
         """Cut every group by its own SVD."""
-        pairs = [channel_svd(kernel, *ranks) for kernel in site.group_kernels()]
-        ones = (1,) * site.spatial_rank
-        first = np.concatenate([pair[0] for pair in pairs])
-        last = np.concatenate([pair[1] for pair in pairs])
-        return first, last.reshape(*last.shape, *ones)
+        return self.factorize_all(site, [ranks])[0]
+
+    def factorize_all(self, site: Site, path: Sequence[Ranks]) -> list[Factors]:
+        """Cut every group by one SVD: what belongs to a lower rank is part of it."""
+        pairs = [channel_svd(kernel, *max(path)) for kernel in site.group_kernels()]
+        return [self._stacked(site, pairs, ranks) for ranks in path]
+
+    def _stacked(self, site: Site, pairs: Sequence[tuple[Floats, Floats]], ranks: Ranks) -> Factors:
+        (rank,) = ranks
+        first = np.concatenate([first[:rank] for first, _ in pairs])
+        last = np.concatenate([last[:, :rank] for _, last in pairs])
+        return first, last.reshape(*last.shape, *(1 for _ in range(site.spatial_rank)))
 
     def lower(self, site: Site, factors: Factors) -> Chain:
         """Arrange the factors as two convolutions or two products."""

@@ -13,13 +13,14 @@ one by one at a shared rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from onnxcp.errors import PassError
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Ranks
+from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
@@ -74,10 +75,19 @@ class SpatialSvd(FactorizePass):
 
     def factorize(self, site: Site, ranks: Ranks) -> Factors:
         """Cut every group by its own SVD."""
+        return self.factorize_all(site, [ranks])[0]
+
+    def factorize_all(self, site: Site, path: Sequence[Ranks]) -> list[Factors]:
+        """Cut every group by one SVD: what belongs to a lower rank is part of it."""
+        (most,) = max(path)
+        pairs = [spatial_svd(kernel, most, split=self.split) for kernel in site.group_kernels()]
+        return [self._stacked(site, pairs, ranks) for ranks in path]
+
+    def _stacked(self, site: Site, pairs: Sequence[tuple[Floats, Floats]], ranks: Ranks) -> Factors:
         (rank,) = ranks
-        pairs = [spatial_svd(kernel, rank, split=self.split) for kernel in site.group_kernels()]
+        first = np.concatenate([first[:rank] for first, _ in pairs])
+        last = np.concatenate([last[:, :rank] for _, last in pairs])
         shapes = self.factor_shapes(site, ranks)
-        first, last = (np.concatenate(side) for side in zip(*pairs, strict=True))
         return first.reshape(shapes[0]), last.reshape(shapes[1])
 
     def lower(self, site: Site, factors: Factors) -> Chain:
