@@ -89,6 +89,14 @@ MAY_IMPORT = {
     "onnxcp.files": ("onnxcp.errors",),
     "onnxcp.linalg": (),
     "onnxcp.graph": ("onnxcp.errors", "onnxcp.files"),
+    "onnxcp.tuning": (
+        "onnxcp.calibration",
+        "onnxcp.errors",
+        "onnxcp.files",
+        "onnxcp.graph",
+        "onnxcp.profiling",
+        "onnxcp.progress",
+    ),
 }
 PASSES_MAY_IMPORT = (
     "onnxcp.errors",
@@ -143,6 +151,22 @@ def test_lower_rooms_know_nothing_of_those_above(package: str) -> None:
 
 def test_passes_use_what_third_parties_may_use() -> None:
     assert forbidden(IMPORTS, "onnxcp_passes", *all_but(*PASSES_MAY_IMPORT)) == []
+
+
+def test_pytorch_is_imported_where_networks_are_trained_only() -> None:
+    outside = {name: names for name, names in IMPORTS.items() if not is_in(name, "onnxcp.tuning")}
+    for package in ("onnxcp", "onnxcp_passes"):
+        assert forbidden(outside, package, "torch", "safetensors") == []
+
+
+def test_only_the_command_line_and_the_main_job_train_networks() -> None:
+    outside = {
+        name: names
+        for name, names in IMPORTS.items()
+        if not is_in(name, "onnxcp.tuning", "onnxcp.cli", "onnxcp.optimizer")
+    }
+    assert forbidden(outside, "onnxcp", "onnxcp.tuning") == []
+    assert forbidden(outside, "onnxcp_passes", "onnxcp.tuning") == []
 
 
 def test_no_two_modules_import_each_other() -> None:
