@@ -23,6 +23,7 @@ from onnxcp.cli.passes import passes
 from onnxcp.cli.plan import plan
 from onnxcp.cli.profile import profile
 from onnxcp.cli.terminal import Terminal
+from onnxcp.cli.torch import export_torch, import_torch
 from onnxcp.errors import OnnxcpError
 
 BAD_INPUT = 2
@@ -36,6 +37,7 @@ _HELP = """Make ONNX networks faster by low-rank compression, decided by measure
 onnxcp demo                  see it work on a network that comes along
 onnxcp plan model.onnx       say what it would become, and how fast
 onnxcp optimize model.onnx   write model.optimized.onnx, if that is faster
+onnxcp export-torch model.onnx -o DIR   weights for PyTorch; import-torch brings them back
 
 Tables and progress go to stderr, --json to stdout. Exit codes: 0 done, also where nothing was
 worth doing; 1 a comparison failed; 2 bad usage or bad input; 70 a fault of onnxcp itself; 130
@@ -46,7 +48,10 @@ interrupted.
 @click.group(
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    commands=[optimize, plan, inspect, profile, compare, passes, demo],
+    commands=[
+        *(optimize, plan, inspect, profile, compare, passes, demo),
+        *(export_torch, import_torch),
+    ],
 )
 @click.version_option(__version__, message="onnxcp %(version)s")
 @verbosity_options

@@ -96,6 +96,10 @@ class OnnxModule(nn.Module):
         for place, tensor in self.state_dict().items():
             yield unescaped(place), tensor
 
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take values by the names that `named_tensors` gives, all of them."""
+        self.load_state_dict({escaped(name): tensor for name, tensor in tensors.items()})
+
 
 def escaped(name: str) -> str:
     """Return the name of a tensor as a module can have it; `unescaped` undoes it.

@@ -8,8 +8,11 @@ import pytest
 import onnxcp as package
 from tests.cli.conftest import Run
 
-COMMANDS = ("optimize", "inspect", "profile", "compare", "passes", "demo")
-HEAVY = ("onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "scipy", "rich", "jinja2")
+COMMANDS = (
+    *("optimize", "inspect", "profile", "compare", "passes", "demo"),
+    *("export-torch", "import-torch"),
+)
+HEAVY = ("onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "scipy", "rich", "jinja2", "torch")
 
 
 def test_the_version(onnxcp: Run) -> None:
