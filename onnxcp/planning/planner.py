@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from onnxcp.factorize import FactorizePass
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
@@ -16,6 +18,7 @@ from onnxcp.planning.option import Option
 from onnxcp.planning.survey import Surveyed
 
 _SCALES = (0.2, 2.0)  # between which savings may differ from those of sites alone
+_STEPS = 20  # to find the scale at which a saving is reached
 _RESERVE = 0.9  # share of the tolerated error to plan with, since it is not known exactly
 
 
@@ -79,13 +82,15 @@ class Planner:
         self.sites = tuple(_finite(each) for each in sites)
         self._seconds = seconds
         self._forgotten: set[tuple[Site, FactorizePass]] = set()
-        self._time_scale = 1.0  # seconds saved in the network for each saved alone
+        # Seconds saved in the network for each saved alone, by the seconds saved alone.
+        self._time_scales: dict[float, float] = {}
         self._error_scale = 1.0  # squared error of the outputs for each expected
 
     def choose(self, goal: Goal) -> Choice:
         """Return the best choice for a goal; where it is out of reach, the closest."""
         objective, limits = self._limits(goal)
-        offered = [self._weighed(each) for each in self.sites]
+        scale = self._scale_to_save(-limits.get("seconds", 0.0))
+        offered = [self._weighed(each, scale) for each in self.sites]
         chosen = allocate(offered, objective, limits)
         # A share of no multiply-adds, or of no weights, is nothing that a plan could come to.
         empty = not self.sites and (goal.macs is not None or goal.parameters is not None)
@@ -100,7 +105,7 @@ class Planner:
         error = self._error_scale * sum(option.error for option in options)
         return Forecast(
             before=self._seconds,
-            after=max(self._seconds - self._time_scale * _saving(options), 1e-9),
+            after=self._after(_saving(options)),
             error=error**0.5,
             distortion=self._error_scale * sum(option.distortion for option in options),
         )
@@ -111,7 +116,7 @@ class Planner:
         expected = _saving(choice.options.values())
         if expected > 0:
             low, high = _SCALES
-            self._time_scale = min(max((before - after) / expected, low), high)
+            self._time_scales[expected] = min(max((before - after) / expected, low), high)
 
     def learn_error(self, choice: Choice, error: float) -> None:
         """Take in the relative error of the outputs that came of a choice."""
@@ -143,7 +148,25 @@ class Planner:
     def fastest(self) -> float:
         """The speed-up that is expected of the fastest choice, whatever it does to outputs."""
         savings = [max((o.saving for o in s.options), default=0.0) for s in self.sites]
-        return self._seconds / max(self._seconds - self._time_scale * sum(savings), 1e-9)
+        return self._seconds / self._after(sum(savings))
+
+    def _after(self, saving: float) -> float:
+        """Return what the network takes where its sites alone save some seconds."""
+        return max(self._seconds - self._scale_at(saving) * saving, 1e-9)
+
+    def _scale_at(self, saving: float) -> float:
+        """Interpolate between the plans that were timed; beyond them the closest counts."""
+        if not self._time_scales:
+            return 1.0
+        savings = sorted(self._time_scales)
+        return float(np.interp(saving, savings, [self._time_scales[each] for each in savings]))
+
+    def _scale_to_save(self, seconds: float) -> float:
+        """Return the scale of a plan that saves some seconds of the whole network."""
+        scale = self._scale_at(seconds)
+        for _ in range(_STEPS):
+            scale = self._scale_at(seconds / scale)
+        return scale
 
     def _limits(self, goal: Goal) -> tuple[str, dict[str, float]]:
         """Return what to make least, and within which limits."""
@@ -159,15 +182,15 @@ class Planner:
         assert goal.error is not None, "a score is no measure of single sites"
         return "seconds", {"error": _RESERVE * goal.error**2}
 
-    def _weighed(self, surveyed: Surveyed) -> list[Weighed]:
+    def _weighed(self, surveyed: Surveyed, scale: float) -> list[Weighed]:
         """Return a site as it is, and then its options; seconds are what they add to it."""
         site = surveyed.site
         dense = Weighed(0.0, surveyed.macs or 0, site.parameters, 0.0, 0.0)
-        return [dense, *(self._weigh(option) for option in surveyed.options)]
+        return [dense, *(self._weigh(option, scale) for option in surveyed.options)]
 
-    def _weigh(self, option: Option) -> Weighed:
+    def _weigh(self, option: Option, scale: float) -> Weighed:
         return Weighed(
-            seconds=-self._time_scale * option.saving,
+            seconds=-scale * option.saving,
             macs=option.macs,
             parameters=option.parameters,
             distortion=self._error_scale * option.distortion,

@@ -187,6 +187,21 @@ class TestLearning:
             plan.learn_time(choice, seconds(), seconds() - factor * saving(choice))
         assert plan.forecast(choice).after == pytest.approx(seconds() - 0.9 * saving(choice))
 
+    def test_between_two_plans_that_were_timed_both_count(self) -> None:
+        """Chains that do worse the more there are: what lies between is met, and no end."""
+        plan = planner(seed=0)
+        few, many = plan.choose(Goal(speedup=1.3)), plan.choose(Goal(speedup=2.5))
+        between = plan.choose(Goal(speedup=1.8))
+        for choice, factor in ((few, 1.0), (many, 0.6)):
+            plan.learn_time(choice, seconds(), seconds() - factor * saving(choice))
+        share = (saving(between) - saving(few)) / (saving(many) - saving(few))
+        expected = seconds() - (1 - 0.4 * share) * saving(between)
+        assert 0.2 < share < 0.8
+        assert plan.forecast(between).after == pytest.approx(expected)
+        again = plan.choose(Goal(speedup=1.6))
+        assert again.reached
+        assert plan.forecast(again).speedup == pytest.approx(1.6, rel=0.05)
+
     def test_slower_chains_mean_more_of_them(self) -> None:
         plan = planner(seed=0)
         first = plan.choose(Goal(speedup=2.0))
