@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxcp.factorize import Factorized, Ranks, nominal_input_shape
+from onnxcp.factorize import Factorized, FactorizePass, Ranks, nominal_input_shape
 from onnxcp.graph.chain import chain_macs, site_macs
 from onnxcp.graph.digest import model_digest
 from onnxcp.graph.refusal import Reason, Refusal, main_refusal
@@ -28,6 +28,9 @@ from onnxcp.profiling.timing import Trial, measure, paired
 from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
 from onnxcp.verification import Verification, batch_size, tolerable
 
+_RIVALS = 2  # options of other families to refit as well,
+_NEAR = 2.0  # of which at most so many times the distortion is expected
+_EQUAL = 1.02  # and at most so many times the seconds
 _SAMPLES = 64  # to find errors on at least, where there are so many
 _RUNNING = 20.0  # seconds that all of them together may run
 _BATCH = 32
@@ -78,24 +81,24 @@ class Planned:
 def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
     """Plan for the whole network, build what was planned, measure, correct, and plan again."""
     bare, planner = _prepared(work)
-    found = search(planner, goal, _Workshop(work, bare, planner.seconds), work.baseline)
+    found = search(planner, goal, _Workshop(work, bare, goal, planner.seconds), work.baseline)
     problem = work.cache.problem
     planned = Planned(goal, found.rounds, found.shortfall, planner.sites, problem)
     if found.attempt is not None:
         return found.attempt.made, planned
-    decisions = tuple(_decision(each, None) for each in planner.sites)
+    decisions = tuple(_decision(each) for each in planner.sites)
     return replace(bare, decisions=decisions), planned
 
 
 def outlined(work: Work, goal: Goal) -> tuple[Plan, Planned]:
     """Plan for the whole network and time the plan, but build nothing."""
     bare, planner = _prepared(work)
-    choice, rounds, shortfall = outline(planner, goal, _Workshop(work, bare, planner.seconds))
+    choice, rounds, shortfall = outline(planner, goal, _Workshop(work, bare, goal, planner.seconds))
     planned = Planned(goal, rounds, shortfall, planner.sites, work.cache.problem)
     rows = []
     for each in planner.sites:
         option = choice.options.get(each.site)
-        refusals = () if option is not None else _decision(each, None).refusals
+        refusals = () if option is not None else _decision(each).refusals
         rows.append(_row(each.site, option, refusals))
     return Plan(**_head(work, str(goal), planned.kept), sites=tuple(rows)), planned
 
@@ -218,8 +221,9 @@ def _prepared(work: Work) -> tuple[Rewrite, Planner]:
 class _Workshop:
     """Times choices with random weights, since time does not depend on them, and builds them."""
 
-    def __init__(self, work: Work, bare: Rewrite, seconds: float) -> None:
+    def __init__(self, work: Work, bare: Rewrite, goal: Goal, seconds: float) -> None:
         self._work = work
+        self._goal = goal
         self._seconds = seconds
         self._bare = bare
         self._results: dict[tuple[str, str, Ranks], Factorized] = {}
@@ -249,20 +253,51 @@ class _Workshop:
     def build(self, choice: Choice, planner: Planner) -> Attempt[Rewrite]:
         """Decompose, refit and compare; options whose factors cancel are taken off the list."""
         work = self._work
-        candidates: dict[Site, Candidate] = {}
+        candidates: dict[Site, tuple[Candidate, ...]] = {}
         for done, (site, option) in enumerate(choice.options.items()):
             work.progress(f"{site.name}: decomposing", done, len(choice.options))
-            result = self._decomposed(option)
-            problem = self._unfit(option, result)
-            if problem is None:
-                candidates[site] = Candidate(option, result)
-            else:
-                planner.forget(option, Refusal(site.name, Reason.INACCURATE, problem))
-        decisions = tuple(_decision(each, candidates.get(each.site)) for each in planner.sites)
+            chosen = self._candidate(option, planner)
+            if chosen is not None:
+                rivals = [self._candidate(each, planner) for each in self._rivals(option, planner)]
+                candidates[site] = (chosen, *(each for each in rivals if each is not None))
+        decisions = tuple(_decision(each, candidates.get(each.site, ())) for each in planner.sites)
         rewrite = settled(work, replace(self._bare, decisions=decisions))
-        built = Choice({site: choice.options[site] for site in candidates}, choice.reached)
+        options = {each.site: each.option for each in rewrite.decisions if each.option is not None}
+        built = Choice(options, choice.reached)
         score = None if rewrite.model is None else work.scored(rewrite.model)
         return Attempt(rewrite, built, rewrite.error, score)
+
+    def _candidate(self, option: Option, planner: Planner) -> Candidate | None:
+        """Decompose for an option; of one that is unfit the planner is told, and there is none."""
+        result = self._decomposed(option)
+        problem = self._unfit(option, result)
+        if problem is None:
+            return Candidate(option, result)
+        planner.forget(option, Refusal(option.site.name, Reason.INACCURATE, problem))
+        return None
+
+    def _rivals(self, option: Option, planner: Planner) -> list[Option]:
+        """Return what other families offer at the cost of an option.
+
+        Errors of options are estimates, and where there are samples, a refit finds out which
+        family is the closest.
+        """
+        if self._work.fits is None:
+            return []
+        (surveyed,) = (each for each in planner.sites if each.site is option.site)
+        found: dict[FactorizePass, Option] = {}
+        for each in surveyed.options:  # of a family, from cheap to dear
+            if each.family is not option.family and self._costs_no_more(each, option):
+                found[each.family] = each
+        near = [each for each in found.values() if each.distortion <= _NEAR * option.distortion]
+        return sorted(near, key=lambda each: each.distortion)[:_RIVALS]
+
+    def _costs_no_more(self, rival: Option, option: Option) -> bool:
+        if self._goal.macs is not None:
+            return rival.macs <= option.macs
+        if self._goal.parameters is not None:
+            return rival.parameters <= option.parameters
+        return rival.timing.after <= _EQUAL * option.timing.after
 
     def _decomposed(self, option: Option) -> Factorized:
         key = option.site.name, option.family.name, option.ranks
@@ -281,9 +316,9 @@ class _Workshop:
         return f"{option} holds terms that cancel: rounding alone costs {rounding:.1e}"
 
 
-def _decision(surveyed: Surveyed, chosen: Candidate | None) -> Decision:
-    if chosen is not None:
-        return Decision(surveyed.site, surveyed.macs, (chosen,), surveyed.reasons)
+def _decision(surveyed: Surveyed, candidates: tuple[Candidate, ...] = ()) -> Decision:
+    if candidates:
+        return Decision(surveyed.site, surveyed.macs, candidates, surveyed.reasons)
     reasons = surveyed.reasons
     if surveyed.options:
         best = max(surveyed.options, key=lambda option: option.saving)

@@ -338,6 +338,21 @@ class TestAPlan:
         again = planned(plan=first.plan, families=())
         assert serialized(again) == serialized(first)
 
+    @pytest.mark.parametrize(
+        "goal", [Goal(speedup=2.0), Goal(macs=0.5), Goal(parameters=0.5)], ids=str
+    )
+    def test_of_families_of_which_a_refit_chose(self, clock: Clockwork, goal: Goal) -> None:
+        families = ("channel-svd", "spatial-svd", "tucker2")
+        first = planned(DATA, goal=goal, families=families)
+        rivals = [each for each in first.decisions if len(each.candidates) > 1]
+        assert rivals
+        for each in rivals:
+            names = [candidate.option.family.name for candidate in each.candidates]
+            assert len(set(names)) == len(names)
+        again = planned(DATA, plan=first.plan, families=())
+        assert chosen(again) == chosen(first)
+        assert serialized(again) == serialized(first)
+
     def test_of_a_fixed_batch(self, clock: Clockwork) -> None:
         first = planned(DATA, network(batch=2), goal=Goal(speedup=1.5))
         assert first.improved

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Matrix = NDArray[np.float64]
 
-_WAITING = 1024  # samples to form products of at once
+_WAITING = 4  # a product of fewer samples than a share of its rows is no work for what it adds to
 _SINGLE = 1024  # rows of a Gram matrix beyond which products with it are formed in float32
 
 
@@ -121,7 +121,7 @@ class Accumulator:
             total += each.sum(axis=0, dtype=np.float64)
         self._power += _power(t)
         self._waiting.append((x, t))
-        if sum(len(each) for each, _ in self._waiting) >= _WAITING:
+        if sum(len(each) for each, _ in self._waiting) >= x.shape[1] // _WAITING:
             self._multiply()
 
     def _multiply(self) -> None:

@@ -28,7 +28,8 @@ class Attempt(Generic[Made]):
     made
         The network, and whatever the builder knows of it.
     choice
-        What it was built from: less than was chosen, where factors were unfit.
+        What it was built from: less than was chosen where factors were unfit, and at the same cost
+        something else where that turned out to be closer.
     error
         Relative error of its outputs.
     score
@@ -160,7 +161,7 @@ def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[
         if not choice.options:
             return Outcome(None, rounds, shortfall)
         attempt = workshop.build(choice, planner)
-        if attempt.choice.key() == choice.key():
+        if attempt.choice.options.keys() == choice.options.keys():
             told = tuple(_kept(each, attempt) if each.kept else each for each in rounds)
             return Outcome(attempt, told, shortfall)
     tried = tuple(replace(each, kept=False) for each in rounds)

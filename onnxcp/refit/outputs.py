@@ -52,7 +52,7 @@ class MixedOutputs:
         self._seed = seed
 
     def fit(self, choices: Sequence[Factorized]) -> tuple[Trial, float] | None:
-        """Return the best fit, and the squared error of the first choice as it is.
+        """Return the best fit, and the squared error that its choice has as it is.
 
         None where there are too few samples, or values that are not finite.
         """
@@ -69,7 +69,8 @@ class MixedOutputs:
         if seen is not None:
             cuts = [self._cut(each, seen, same) for each in whole]
             best = min(best, *cuts, key=lambda trial: trial.error)
-        return best, before
+        # The winner comes out as if it had had no rivals.
+        return (best, before) if best.choice is choice else self.fit([best.choice])
 
     def _last_factor(self, choice: Factorized, seen: Observed, same: Array) -> Trial:
         """Mix what the chain puts out.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,34 +100,39 @@ class Fitter:
         def best(trials: Iterable[Trial]) -> list[Trial]:
             return sorted(trials, key=lambda trial: trial.error)
 
-        running = best(fitted(each, each.factors, 0) for each in choices)
+        begun = [fitted(choice, choice.factors, 0) for choice in choices]
+        running = best(begun)
         running = [each for each in running if each.error <= _CLOSE * running[0].error]
         if len(running) > 1:
             finalists = running[:_FINALISTS]
             running = best(fitted(each.choice, each.factors, _HEAT) for each in finalists)
-        (winner, *_) = running
+        # From the start, so that the winner comes out as if it had had no rivals.
+        winner = next(each for each in begun if each.choice is running[0].choice)
         winner = best([winner, fitted(winner.choice, winner.factors, None)])[0]
-        plain = choices[0].kernel.reshape(site.outputs, -1)
+        judge: Callable[[Array, Array], float] = seen.error
         if site in self._rectified:
             rows = sample(site, pairs_of(stop), self._batches, seed=self._settings.seed)
             if rows is not None:
                 behind = BehindRelu(site, rows)
-                trial = behind.fit(winner, goal, grams)
-                return self._better(stop, choices, trial, behind.error(plain, bias))
-        return self._better(stop, choices, winner, seen.error(plain, bias))
+                winner, judge = behind.fit(winner, goal, grams), behind.error
+        own, before = (
+            judge(choice.kernel.reshape(site.outputs, -1), bias)
+            for choice in (winner.choice, choices[0])
+        )
+        if winner.choice is not choices[0] and min(winner.error, own) >= before:
+            return self._fit_chain(stop, choices[:1], bias)
+        return replace(self._better(stop, winner, own), before=before**0.5)
 
     def _fit_outputs(self, stop: Stop, choices: Sequence[Factorized], bias: Array) -> Refit | None:
         """Fit chains to what comes out, where the site's input patches cannot be looked at."""
         seed = self._settings.seed
         mixed = MixedOutputs(stop, bias, self._batches, self._machine, seed).fit(choices)
-        return None if mixed is None else self._better(stop, choices, *mixed)
+        return None if mixed is None else self._better(stop, *mixed)
 
-    def _better(
-        self, stop: Stop, choices: Sequence[Factorized], trial: Trial, before: float
-    ) -> Refit:
-        """Return a fitted chain, or the one from the weights alone where that is no worse."""
+    def _better(self, stop: Stop, trial: Trial, before: float) -> Refit:
+        """Return a fitted chain, or what it came from where that is no worse."""
         site, choice = stop.site, trial.choice
-        plain = Refit(before**0.5, before**0.5, choices[0])
+        plain = Refit(before**0.5, before**0.5, choice)
         if not trial.error < before:
             return plain
         bias = stored_bias(site, trial.bias)
