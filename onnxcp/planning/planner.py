@@ -18,7 +18,6 @@ from onnxcp.planning.option import Option
 from onnxcp.planning.survey import Surveyed
 
 _SCALES = (0.2, 2.0)  # between which savings may differ from those of sites alone
-_STEPS = 20  # to find the scale at which a saving is reached
 _RESERVE = 0.9  # share of the tolerated error to plan with, since it is not known exactly
 
 
@@ -155,18 +154,16 @@ class Planner:
         return max(self._seconds - self._scale_at(saving) * saving, 1e-9)
 
     def _scale_at(self, saving: float) -> float:
-        """Interpolate between the plans that were timed; beyond them the closest counts."""
-        if not self._time_scales:
-            return 1.0
-        savings = sorted(self._time_scales)
-        return float(np.interp(saving, savings, [self._time_scales[each] for each in savings]))
+        """Return the seconds saved in the network for each that its sites save alone.
+
+        It is interpolated between the plans that were timed; beyond them the closest counts.
+        """
+        return _between(saving, [(alone, alone * s, s) for alone, s in self._time_scales.items()])
 
     def _scale_to_save(self, seconds: float) -> float:
-        """Return the scale of a plan that saves some seconds of the whole network."""
-        scale = self._scale_at(seconds)
-        for _ in range(_STEPS):
-            scale = self._scale_at(seconds / scale)
-        return scale
+        """Return the same for a plan that is to save some seconds of the whole network."""
+        pairs = [(alone * s, alone, s) for alone, s in self._time_scales.items()]
+        return _between(seconds, pairs, inverse=True)
 
     def _limits(self, goal: Goal) -> tuple[str, dict[str, float]]:
         """Return what to make least, and within which limits."""
@@ -200,6 +197,21 @@ class Planner:
     def _choice(self, chosen: Sequence[int], *, reached: bool) -> Choice:
         pairs = zip(self.sites, chosen, strict=True)
         return Choice({s.site: s.options[each - 1] for s, each in pairs if each}, reached)
+
+
+def _between(
+    place: float, points: Sequence[tuple[float, float, float]], *, inverse: bool = False
+) -> float:
+    """Return the scale at a place: between points ``(x, y, scale)`` from the y of a line."""
+    if not points:
+        return 1.0
+    xs, ys, scales = zip(*sorted(points), strict=True)
+    if place <= xs[0]:
+        return float(scales[0])
+    if place >= xs[-1]:
+        return float(scales[-1])
+    there = float(np.interp(place, xs, ys))
+    return place / there if inverse else there / place
 
 
 def _finite(surveyed: Surveyed) -> Surveyed:

@@ -195,9 +195,9 @@ class TestLearning:
         for choice, factor in ((few, 1.0), (many, 0.6)):
             plan.learn_time(choice, seconds(), seconds() - factor * saving(choice))
         share = (saving(between) - saving(few)) / (saving(many) - saving(few))
-        expected = seconds() - (1 - 0.4 * share) * saving(between)
+        saved = saving(few) + share * (0.6 * saving(many) - saving(few))
         assert 0.2 < share < 0.8
-        assert plan.forecast(between).after == pytest.approx(expected)
+        assert plan.forecast(between).after == pytest.approx(seconds() - saved)
         again = plan.choose(Goal(speedup=1.6))
         assert again.reached
         assert plan.forecast(again).speedup == pytest.approx(1.6, rel=0.05)
