@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,7 @@ class Planner:
         self.sites = tuple(_finite(each) for each in sites)
         self._seconds = seconds
         self._forgotten: set[tuple[Site, FactorizePass]] = set()
+        self._first_scale = min(1.0, seconds / (_alone(self.sites) or seconds))
         # Seconds saved in the network for each saved alone, by the seconds saved alone.
         self._time_scales: dict[float, float] = {}
         self._error_scale = 1.0  # squared error of the outputs for each expected
@@ -157,11 +159,17 @@ class Planner:
         """Return the seconds saved in the network for each that its sites save alone.
 
         It is interpolated between the plans that were timed; beyond them the closest counts.
+        Before the first it is one, or less if sites alone took longer than all of the network: then
+        the machine has been slower meanwhile.
         """
+        if not self._time_scales:
+            return self._first_scale
         return _between(saving, [(alone, alone * s, s) for alone, s in self._time_scales.items()])
 
     def _scale_to_save(self, seconds: float) -> float:
         """Return the same for a plan that is to save some seconds of the whole network."""
+        if not self._time_scales:
+            return self._first_scale
         pairs = [(alone * s, alone, s) for alone, s in self._time_scales.items()]
         return _between(seconds, pairs, inverse=True)
 
@@ -203,8 +211,6 @@ def _between(
     place: float, points: Sequence[tuple[float, float, float]], *, inverse: bool = False
 ) -> float:
     """Return the scale at a place: between points ``(x, y, scale)`` from the y of a line."""
-    if not points:
-        return 1.0
     xs, ys, scales = zip(*sorted(points), strict=True)
     if place <= xs[0]:
         return float(scales[0])
@@ -226,6 +232,12 @@ def _finite(surveyed: Surveyed) -> Surveyed:
     name = surveyed.site.name
     detail = f"{broken[0].family.name} takes the outputs of the network out of bounds"
     return surveyed.without(broken, Refusal(name, Reason.NOT_FINITE, detail))
+
+
+def _alone(sites: Sequence[Surveyed]) -> float:
+    """Return the seconds that the sites with options take as they are, each by itself."""
+    times = ([option.timing.before for option in each.options] for each in sites)
+    return sum(statistics.median(each) for each in times if each)
 
 
 def _saving(options: Iterable[Option]) -> float:

@@ -187,6 +187,14 @@ class TestLearning:
             plan.learn_time(choice, seconds(), seconds() - factor * saving(choice))
         assert plan.forecast(choice).after == pytest.approx(seconds() - 0.9 * saving(choice))
 
+    def test_of_a_machine_that_was_slower_when_sites_were_timed(self) -> None:
+        """Together they cannot take longer than the network that they are in."""
+        found = planner(seed=0).sites
+        alone = sum(each.options[0].timing.before for each in found)
+        half = Planner(found, alone / 2)
+        choice = half.choose(Goal(speedup=1.5))
+        assert half.forecast(choice).after == pytest.approx(alone / 2 - saving(choice) / 2)
+
     def test_between_two_plans_that_were_timed_both_count(self) -> None:
         """Chains that do worse the more there are: what lies between is met, and no end."""
         plan = planner(seed=0)
