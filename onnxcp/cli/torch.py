@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -30,26 +31,23 @@ def export_torch(terminal: Terminal, model: Path, *, folder: Path, force: bool) 
     import-torch`.
     """
     from onnxcp.cli.outputs import check_outputs
-    from onnxcp.files import atomic_writers, unwritable
+    from onnxcp.files import atomic_writers
     from onnxcp.graph.model import load
     from onnxcp.tuning import to_torch
     from onnxcp.tuning.bundle import script, weights_bytes
 
     source = load(model)
     content = weights_bytes(to_torch(source))
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
     weights, program = folder / "weights.safetensors", folder / "finetune.py"
     copies = _copies(source, model, folder / model.name)
     outputs = {"the weights": weights, "the script": program, **_labelled(copies, "the copy")}
-    check_outputs(outputs, _labelled({path: path for path in copies}, "the input"), force=force)
-    _make_folders(copies)
-    with atomic_writers(program, weights, *copies.values()) as (text, data, *others):
-        text.write(script(model.name).encode())
-        data.write(content)
-        _copy(copies, others)
+    with _folder(folder):
+        check_outputs(outputs, _labelled({path: path for path in copies}, "the input"), force=force)
+        _make_folders(copies)
+        with atomic_writers(program, weights, *copies.values()) as (text, data, *others):
+            text.write(script(model.name).encode())
+            data.write(content)
+            _copy(copies, others)
     terminal.wrote(folder / model.name, "the model")
     terminal.wrote(weights, "the weights")
     terminal.wrote(program, "the script")
@@ -93,6 +91,25 @@ def import_torch(terminal: Terminal, model: Path, weights: Path, *, out: Path, f
         check_outputs(outputs, inputs, force=force)
         save(changed, out)
     terminal.wrote(out, "the model")
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make a folder, and take it away again if nothing comes to lie in it."""
+    from onnxcp.files import unwritable
+
+    there = path.exists()
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _copies(source: Model, path: Path, target: Path) -> dict[Path, Path]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +177,15 @@ class TestRefusals:
             done = onnxcp("export-torch", model, "-o", place)
             assert done.code == 2
             assert "Cannot write" in done.err
+
+    def test_a_full_disk_leaves_no_folder(
+        self, onnxcp: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("shutil.copyfileobj", full)
+        done = onnxcp("export-torch", model, "-o", tmp_path / "out")
+        assert done.code == 2
+        assert "No space left" in done.err
+        assert not (tmp_path / "out").exists()
