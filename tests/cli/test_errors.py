@@ -310,7 +310,7 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "onnxcp.cli.main", *map(str, arguments)]
 
 
-def test_ctrl_c_in_the_middle(model: Path) -> None:
+def test_ctrl_c_in_the_middle(model: Path, request: pytest.FixtureRequest) -> None:
     folder = model.parent
     script, sign = folder / "slow.py", folder / "started"
     script.write_text(
@@ -321,6 +321,9 @@ def test_ctrl_c_in_the_middle(model: Path) -> None:
     )
     before = snapshot(folder)
     arguments = ("optimize", model, *QUICK, "--eval-script", f"{script}:evaluate")
+    # A child of a background job would be born deaf to ctrl-C.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
     with subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
