@@ -1,6 +1,6 @@
 """Compare PyTorch with ONNX Runtime on every network in some folders.
 
-    python -m benchmarks.bridge FOLDER ... [--markdown]
+    python -m benchmarks.bridge FOLDER ...
 
 For each .onnx file: whether `onnxcp.tuning.to_torch` takes it, or why not; and the largest relative
 difference of its outputs, as the Frobenius norm of the difference over that of what ONNX Runtime

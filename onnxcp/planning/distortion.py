@@ -35,10 +35,8 @@ from onnxcp.verification import batch_size
 _ROWS = 8_000  # rows to look at, where a fit would take many more
 _PER_ENTRY = 3  # and for every entry of a patch
 _PROBES = 128  # samples to look at what comes out
-_LARGE = (
-    2000  # entries of a patch, beyond which the last anchor, which takes longest, is not fitted:
-)
-_FITTED = 2  # it is taken to gain as much as the one before
+_LARGE = 2000  # entries of a patch, beyond which fits take long; then only so many anchors,
+_FITTED = 2  # the cheapest, are fitted, and the last is taken to gain as much as the one before
 _SWEEPS = 1  # of refinement: what a refit gains, in the main
 _MIDDLE = 0.03  # squared error of a probe: large enough to show, small enough to be one of many
 _FLOOR = 1e-12  # of squared errors, whose logarithms are interpolated
