@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import onnxruntime as ort
+
 from onnxcp.factorize import Factorized, FactorizePass, Ranks, nominal_input_shape
 from onnxcp.graph.chain import chain_macs, site_macs
 from onnxcp.graph.digest import model_digest
@@ -34,10 +36,12 @@ _EQUAL = 1.02  # and at most so many times the seconds
 _SAMPLES = 64  # to find errors on at least, where there are so many
 _RUNNING = 20.0  # seconds that all of them together may run
 _BATCH = 32
-_ROUNDS = 12
-_MIN_SECONDS = 0.5
-_MAX_SECONDS = 1.2  # of a round on a busy machine,
-_MAX_RUNS = 60  # or as many runs of the network, if they take longer
+_SESSIONS = 3  # to time a plan in: where weights lie in memory makes one of six 15 % slower
+_WARMUP = 2  # runs, and
+_ROUNDS = 8  # pairs in each of them
+_MIN_SECONDS = 0.2
+_MAX_SECONDS = 0.5  # on a busy machine,
+_MAX_RUNS = 20  # or as many runs of the network, if they take longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,13 +242,19 @@ class _Workshop:
             for site, option in choice.options.items()
         }
         network = splice(self._bare.prepared, chains)
-        runners = [
-            Runner(self._machine.open(each, label="the planned network"), work.feeds)
-            for each in (work.original, network)
-        ]
+        each = (
+            self._machine.sessions(model, _SESSIONS, label="the planned network")
+            for model in (work.original, network)
+        )
+        trials = [self._trial(*pair) for pair in zip(*each, strict=True)]
+        return sorted(trials, key=lambda trial: trial.ratio)[_SESSIONS // 2]
+
+    def _trial(self, *sessions: ort.InferenceSession) -> Trial:
+        before, after = (Runner(session, self._work.feeds).run for session in sessions)
         return paired(
-            runners[0].run,
-            runners[1].run,
+            before,
+            after,
+            warmup=_WARMUP,
             rounds=_ROUNDS,
             min_seconds=_MIN_SECONDS,
             max_seconds=max(_MAX_SECONDS, _MAX_RUNS * self._seconds),
@@ -371,7 +381,8 @@ def _samples(work: Work, seconds: float) -> list[Batch]:
 
 def _seconds(work: Work) -> float:
     """Time the original by itself."""
-    runner = Runner(work.settings.machine.open(work.original), work.feeds)
     # The first plan rests on it, and has no other network to be compared with: what disturbs a run
     # only adds to it. Later plans rest on paired medians.
-    return measure(runner.run, seconds=_MIN_SECONDS).minimum
+    sessions = work.settings.machine.sessions(work.original, _SESSIONS)
+    runs = (Runner(session, work.feeds).run for session in sessions)
+    return min(measure(run, seconds=_MIN_SECONDS).minimum for run in runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -84,14 +84,16 @@ class Clockwork:
         return trial(*(self._seconds(run, self.verified or self.whole) for run in (run_a, run_b)))
 
     def _patch(self, patch: pytest.MonkeyPatch) -> None:
-        really = Machine.open
+        really = Machine.sessions
 
-        def open_session(machine: Machine, model: Model, **options: Any) -> ort.InferenceSession:
-            session = really(machine, model, **options)
-            self._models[session] = model
-            return session
+        def sessions(
+            machine: Machine, model: Model, count: int = 1, **options: Any
+        ) -> Iterator[ort.InferenceSession]:
+            for session in really(machine, model, count, **options):
+                self._models[session] = model
+                yield session
 
-        patch.setattr(Machine, "open", open_session)
+        patch.setattr(Machine, "sessions", sessions)
         patch.setattr("onnxcp.planning.latency.in_turns", self.in_turns)
         patch.setattr("onnxcp.planned.paired", self.paired)
         patch.setattr("onnxcp.planned.measure", self.measure)

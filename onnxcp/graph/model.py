@@ -6,6 +6,7 @@ The `onnx.ModelProto` that came in is the truth. Edits go through onnx-graphsurg
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -72,7 +73,7 @@ class Model:
         # A message above the limit of protobuf cannot be measured; its weights are all but it.
         return self.nbytes if _too_large(self) else int(self.proto.ByteSize())
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         """Size of the tensors, wherever they are, in bytes: nearly all there is to a model."""
         return sum(tensor_nbytes(tensor) for tensor in _all_tensors(self.proto))

@@ -1,8 +1,10 @@
 """Choosing one option for every site: a multiple-choice knapsack.
 
-Of each site only the options on the lower convex hull of cost and objective are kept, the site
-itself among them; of these one is chosen by mixed-integer linear programming (HiGHS, by
-`scipy.optimize.milp`), so that an objective is least while other sums stay within limits.
+Of each site only the options are kept that none is both cheaper and better than, the site itself
+among them; of these one is chosen by mixed-integer linear programming (HiGHS, by
+`scipy.optimize.milp`), so that an objective is least while other sums stay within limits. Their
+lower convex hull would be fewer, and greedy choices along it would do; but where a network has few
+sites, what fits a limit best often lies above the hull.
 """
 
 from __future__ import annotations
@@ -19,9 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-Point = tuple[float, float, int]
-
-_GAP = 1e-4  # of the objective, whose numbers are not known any better
+_GAP = 1e-3  # of the objective, whose numbers are not known any better
 _SECONDS = 60.0  # to solve in at most; problems of 300 sites take a few
 
 MEASURES = ("seconds", "macs", "parameters", "distortion", "error")
@@ -67,7 +67,7 @@ def allocate(
     list of int or None
         For each site, which option; None if the limits cannot be met.
     """
-    kept = [hull(options, objective, next(iter(limits), objective)) for options in sites]
+    kept = [undominated(options, objective, next(iter(limits), objective)) for options in sites]
     flat = [(row, each) for row, options in enumerate(kept) for each in options]
     weighed = [sites[row][each] for row, each in flat]
     if not flat:
@@ -99,7 +99,7 @@ def allocate(
 
 def nearest(sites: Sequence[Sequence[Weighed]], objective: str, measure: str) -> list[int]:
     """Choose for each site the option of which a measure is least, and then the objective."""
-    return [hull(options, objective, measure)[0] for options in sites]
+    return [undominated(options, objective, measure)[0] for options in sites]
 
 
 @contextlib.contextmanager
@@ -125,8 +125,8 @@ def _nothing_on_stdout() -> Iterator[None]:
         os.close(kept)
 
 
-def hull(options: Sequence[Weighed], objective: str, cost: str) -> list[int]:
-    """Return which options are on the lower convex hull of cost and objective.
+def undominated(options: Sequence[Weighed], objective: str, cost: str) -> list[int]:
+    """Return which options none is cheaper than and as good.
 
     From the cheapest to the one with the least objective; infinite ones are left out.
     """
@@ -137,20 +137,13 @@ def hull(options: Sequence[Weighed], objective: str, cost: str) -> list[int]:
         for position, each in by_time
         if math.isfinite(getattr(each, cost)) and math.isfinite(getattr(each, objective))
     ]
-    points = sorted(known, key=lambda point: point[:2])
-    chain: list[Point] = []
-    for x, y, position in points:
-        if chain and y >= chain[-1][1]:
-            continue  # dearer and no better
-        while len(chain) > 1 and _above(chain[-2], chain[-1], (x, y)):
-            chain.pop()
-        chain.append((x, y, position))
-    return [position for _, _, position in chain]
-
-
-def _above(a: Point, b: Point, c: tuple[float, float]) -> bool:
-    """Tell whether b lies on or above the line from a to c."""
-    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
+    kept: list[int] = []
+    best = math.inf
+    for _, value, position in sorted(known, key=lambda point: point[:2]):
+        if value < best:
+            kept.append(position)
+            best = value
+    return kept
 
 
 def _scaled(options: Sequence[Weighed], measure: str) -> tuple[npt.NDArray[np.float64], float]:

@@ -13,7 +13,7 @@ from onnxcp.profiling.timing import Trial
 
 Made = TypeVar("Made")
 
-_ROUNDS = 3
+_ROUNDS = 4
 _NEAR = (0.98, 1.04)  # measured speed over the one asked for, within which it is reached
 _FULL = 0.85  # share of the tolerated error from which on another round gains little
 _TRIALS = 5  # plans to build in the search for a score
@@ -180,10 +180,12 @@ def _approach(
     tried: list[tuple[Round, Choice]] = []
     for _ in range(_ROUNDS):
         choice = planner.choose(goal)
-        if not choice.options or any(choice.key() == before.key() for _, before in tried):
+        if not choice.options:
             break
+        # One that comes again is timed once more: now it is expected to take what it took.
+        again = any(choice.key() == before.key() for _, before in tried)
         tried.append((timed(planner, choice, workshop), choice))
-        if _NEAR[0] <= _reach(goal, tried[-1][0]) <= _NEAR[1]:
+        if again or _NEAR[0] <= _reach(goal, tried[-1][0]) <= _NEAR[1]:
             break
     if not tried:
         short = "" if choice.reached else _out_of_reach(goal, planner)
@@ -192,8 +194,12 @@ def _approach(
     met = [number for number, reach in enumerate(reaches) if reach >= _NEAR[0]]
     # The slowest that meets the goal loses least.
     best = min(met or range(len(tried)), key=lambda n: reaches[n] if met else -reaches[n])
-    rounds = tuple(replace(each, kept=n == best) for n, (each, _) in enumerate(tried))
     choice = tried[best][1]
+    if choice.key() != tried[-1][1].key():
+        # It was expected to take something else, and may have been taken for its luck.
+        tried.append((timed(planner, choice, workshop), choice))
+        best = len(tried) - 1
+    rounds = tuple(replace(each, kept=n == best) for n, (each, _) in enumerate(tried))
     if _is_met(goal, rounds[best], choice):
         return choice, rounds, ""
     return choice, rounds, _out_of_reach(goal, planner, rounds[best])

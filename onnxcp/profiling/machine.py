@@ -49,14 +49,22 @@ class Machine:
         ProviderError
             If a provider is unknown, missing, or does not start.
         """
+        (session,) = self.sessions(model, label=label, **options)
+        return session
+
+    def sessions(
+        self, model: Model, count: int = 1, *, label: str = "", **options: Any
+    ) -> Iterator[ort.InferenceSession]:
+        """Open several sessions of a model, one when it is asked for; the rest as for `open`."""
         with as_source(model) as source:
-            return open_session(
-                source,
-                providers=self.providers,
-                intra_op_num_threads=self.intra_op_num_threads,
-                label=label or f"'{model.path or model.name}'",
-                **options,
-            )
+            for _ in range(count):
+                yield open_session(
+                    source,
+                    providers=self.providers,
+                    intra_op_num_threads=self.intra_op_num_threads,
+                    label=label or f"'{model.path or model.name}'",
+                    **options,
+                )
 
 
 @contextmanager

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcp.planning.allocate import MEASURES, Weighed, allocate, hull, nearest
+from onnxcp.planning.allocate import MEASURES, Weighed, allocate, nearest, undominated
 
 Sites = Sequence[Sequence[Weighed]]
 
 # What the solver may be off by: on limits 1e-6 of the largest number of a measure, and on the
 # objective, besides, the gap that it is content with.
 SLACK = 1e-5
-GAP = 1e-4
+GAP = 1e-3
 
 DENSE = Weighed(seconds=0.0, macs=100.0, parameters=100.0, distortion=0.0, error=0.0)
 
@@ -97,13 +97,13 @@ class TestAgainstEverything:
             each: max(abs(getattr(one, each)) for site in sites for one in site) or 1.0
             for each in (objective, measure)
         }
-        hulls = [hull(options, objective, measure) for options in sites]
+        fronts = [undominated(options, objective, measure) for options in sites]
         slack = SLACK * scales[measure]
-        best = exhaustive(sites, objective, {measure: limit - slack}, hulls)
+        best = exhaustive(sites, objective, {measure: limit - slack}, fronts)
         if chosen is None:
             assert best is None
             return
-        assert all(each in kept for each, kept in zip(chosen, hulls, strict=True))
+        assert all(each in kept for each, kept in zip(chosen, fronts, strict=True))
         assert total(sites, chosen, measure) <= limit + slack
         if best is not None:
             found = total(sites, chosen, objective)
@@ -117,8 +117,8 @@ class TestAgainstEverything:
             for _ in range(4)
         ]
         limits = {"seconds": -80.0, "macs": 330.0, "parameters": 330.0}
-        hulls = [hull(options, "distortion", "seconds") for options in sites]
-        best = exhaustive(sites, "distortion", limits, hulls)
+        fronts = [undominated(options, "distortion", "seconds") for options in sites]
+        best = exhaustive(sites, "distortion", limits, fronts)
         chosen = allocate(sites, "distortion", limits)
         assert (chosen is None) == (best is None)
         if chosen is not None:
@@ -196,10 +196,10 @@ class TestLimits:
         assert allocate([[DENSE, fast, slow]], "distortion", {"macs": 60.0}) == [1]
 
 
-class TestHull:
+class TestUndominated:
     def of(self, *points: tuple[float, float]) -> list[tuple[float, float]]:
         options = [weighed(x, y) for x, y in points]
-        kept = [options[each] for each in hull(options, "distortion", "macs")]
+        kept = [options[each] for each in undominated(options, "distortion", "macs")]
         return [(each.macs, each.distortion) for each in kept]
 
     def test_goes_from_the_cheapest_to_the_least_objective(self) -> None:
@@ -208,10 +208,8 @@ class TestHull:
     def test_leaves_out_what_is_dearer_and_no_better(self) -> None:
         assert self.of((1, 5), (2, 5), (3, 6), (4, 1)) == [(1, 5), (4, 1)]
 
-    def test_leaves_out_what_lies_above_or_on_a_line(self) -> None:
-        assert self.of((0, 10), (1, 9.5), (2, 0)) == [(0, 10), (2, 0)]
-        assert self.of((0, 10), (1, 5), (2, 0)) == [(0, 10), (2, 0)]
-        assert self.of((0, 10), (1, 4.9), (2, 0)) == [(0, 10), (1, 4.9), (2, 0)]
+    def test_keeps_what_lies_above_a_line(self) -> None:
+        assert self.of((0, 10), (1, 9.5), (2, 0)) == [(0, 10), (1, 9.5), (2, 0)]
 
     @pytest.mark.parametrize("bad", [math.inf, math.nan])
     def test_leaves_out_what_is_not_finite(self, bad: float) -> None:
@@ -223,16 +221,12 @@ class TestHull:
 
     @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=30))
     @settings(max_examples=100, deadline=None)
-    def test_is_convex_and_below_all_points(self, points: list[tuple[float, float]]) -> None:
+    def test_nothing_is_cheaper_and_as_good(self, points: list[tuple[float, float]]) -> None:
         kept = self.of(*points)
         assert kept[0] == min(points)
         assert kept[-1][1] == min(y for _, y in points)
-        slopes = [(d - b) / (c - a) for (a, b), (c, d) in itertools.pairwise(kept)]
-        assert all(slope < 0 for slope in slopes)
-        assert all(a < b for a, b in itertools.pairwise(slopes))
-        xs, ys = zip(*kept, strict=True)
-        for x, y in points:
-            assert y >= np.interp(x, xs, ys) - 1e-9
+        assert all(a < c and b > d for (a, b), (c, d) in itertools.pairwise(kept))
+        assert all(any(a <= x and b <= y for a, b in kept) for x, y in points)
 
 
 def test_the_nearest_has_the_least_of_each() -> None:

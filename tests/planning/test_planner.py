@@ -74,7 +74,7 @@ class TestSpeed:
 
     @pytest.mark.parametrize("seed", range(3))
     def test_is_had_for_the_least_distortion(self, seed: int) -> None:
-        """Held against everything that there is; but for what lies inside the hulls."""
+        """Held against everything that there is."""
         plan = planner(3, ranks=(1, 2, 4, 8, 16), seed=seed)
         choice = plan.choose(Goal(speedup=2.0))
         menus = [(None, *each.options) for each in plan.sites]
@@ -84,7 +84,7 @@ class TestSpeed:
             if sum(o.saving for o in chosen if o is not None) >= seconds(3) / 2
         )
         assert plan.forecast(choice).distortion >= best - 1e-12
-        assert plan.forecast(choice).distortion <= 1.25 * best
+        assert plan.forecast(choice).distortion <= (1 + 1e-3) * best
 
 
 class TestSize:

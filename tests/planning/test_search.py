@@ -149,7 +149,7 @@ class TestSpeed:
     def test_never_goes_on_for_ever(self) -> None:
         shop = Workshop(speed=lambda k: 0.4 + 0.3 * (k % 2))
         outcome = search(planner(), Goal(speedup=2.0), shop)
-        assert len(outcome.rounds) <= 3
+        assert len(outcome.rounds) <= 5
 
     @pytest.mark.parametrize("speed", [0.3, 1.0, 1.1])
     def test_out_of_reach_is_said(self, speed: float) -> None:
@@ -178,7 +178,7 @@ class TestSpeed:
         outcome = search(
             planner(), Goal(speedup=1.5), Workshop(speed=lambda turn: 0.93 ** (turn + 1))
         )
-        best = max(each.before / each.after for each in outcome.rounds if each.after)
+        best = kept(outcome).before / kept(outcome).after  # once more, which is not as good
         assert best < 0.98 * 1.5
         assert outcome.shortfall == (
             "No plan was found that makes it 1.5 times faster; the closest came to "
