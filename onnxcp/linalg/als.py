@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,18 +165,82 @@ def sweep(unfolded: NDArray[np.floating], factors: Factors, ridge: float, number
     -------
     Fit
     """
+    visited = visit(unfolded, factors, lambda _, gram, product, __: solve(gram, product, ridge))
+    return Fit(balance(visited.factors), visited.error, visited.norm_sum, number)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Factors as a walk over the modes left them, and how well they fit.
+
+    Attributes
+    ----------
+    factors : tuple of (dim, R) ndarray
+    error : float
+        Squared relative error, as of `Fit`.
+    norm_sum : float
+        ``Σ λ_r²``.
+    """
+
+    factors: Factors
+    error: float
+    norm_sum: float
+
+
+class Update(Protocol):
+    """What makes a new factor of a mode."""
+
+    def __call__(
+        self, mode: int, gram: NDArray[np.float64], product: Factor, factors: Factors, /
+    ) -> Factor:
+        """Return the new factor.
+
+        Parameters
+        ----------
+        mode : int
+            The mode ``n``.
+        gram : (R, R) ndarray
+            ``G_n``, the Hadamard product of the Gram matrices of all other factors.
+        product : (dim, R) ndarray
+            ``M_n``, the unfolded tensor times the Khatri-Rao product of all other factors.
+        factors : tuple of (dim, R) ndarray
+            All factors as they are now.
+        """
+        ...
+
+
+def visit(unfolded: NDArray[np.floating], factors: Factors, update: Update) -> Visit:
+    """Walk over the modes by the dimension tree, mode 0 first, and update each factor.
+
+    Takes two products of ``dim_0 · ... · dim_{N-1} · R`` multiply-adds, whatever the order; no
+    temporary is larger than ``(dim_1 · ... · dim_{N-1}, R)``.
+
+    Parameters
+    ----------
+    unfolded : (dim_0, dim_1 · ... · dim_{N-1}) ndarray
+        As in `descend`.
+    factors : tuple of (dim, R) ndarray
+        Where to start.
+    update : Update
+        Makes the new factor of a mode.
+
+    Returns
+    -------
+    Visit
+    """
     dtype = unfolded.dtype
     rank = factors[0].shape[1]
     updated = list(factors)
     grams = [factor.T @ factor for factor in factors]
 
-    def update(mode: int, product: NDArray[np.floating]) -> Factor:
+    def renew(mode: int, product: NDArray[np.floating]) -> Factor:
         others = np.multiply.reduce([gram for n, gram in enumerate(grams) if n != mode])
-        updated[mode] = _solve(others, product.astype(np.float64, copy=False), ridge)
+        exact = product.astype(np.float64, copy=False)
+        updated[mode] = update(mode, others, exact, tuple(updated))
         grams[mode] = updated[mode].T @ updated[mode]
         return updated[mode]
 
-    leading = update(0, unfolded @ khatri_rao(factors[1:], dtype))
+    leading = renew(0, unfolded @ khatri_rao(factors[1:], dtype))
     partial = unfolded.T @ leading.astype(dtype)  # axes mode, ..., N-1 in one, then R
     product = partial
     for mode in range(1, len(factors)):
@@ -183,7 +248,7 @@ def sweep(unfolded: NDArray[np.floating], factors: Factors, ridge: float, number
         for later in range(len(factors) - 1, mode, -1):
             cut = product.reshape(-1, len(factors[later]), rank)
             product = np.einsum("adr,dr->ar", cut, updated[later].astype(dtype))
-        factor = update(mode, product)
+        factor = renew(mode, product)
         if mode < len(factors) - 1:
             cut = partial.reshape(len(factor), -1, rank)
             partial = np.einsum("dar,dr->ar", cut, factor.astype(dtype))
@@ -191,9 +256,7 @@ def sweep(unfolded: NDArray[np.floating], factors: Factors, ridge: float, number
     fitted = float(np.vdot(product.astype(np.float64, copy=False), updated[-1]))
     square = float(np.multiply.reduce(grams).sum())
     terms = np.multiply.reduce([np.diagonal(gram) for gram in grams])
-    return Fit(
-        balance(tuple(updated)), max(1 - 2 * fitted + square, 0.0), float(terms.sum()), number
-    )
+    return Visit(tuple(updated), max(1 - 2 * fitted + square, 0.0), float(terms.sum()))
 
 
 def khatri_rao(factors: Sequence[Factor], dtype: np.dtype[np.floating]) -> NDArray[np.floating]:
@@ -214,7 +277,7 @@ def balance(factors: Factors) -> Factors:
     return tuple(factor * (even / norm) for factor, norm in zip(factors, safe, strict=True))
 
 
-def _solve(gram: NDArray[np.float64], product: Factor, ridge: float) -> Factor:
+def solve(gram: NDArray[np.float64], product: Factor, ridge: float) -> Factor:
     """``product @ inv(gram + ridge · diag(gram))``, scaled to a unit diagonal."""
     diagonal = np.diagonal(gram)
     scale = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))

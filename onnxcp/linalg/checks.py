@@ -2,8 +2,41 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+class RankWarning(UserWarning):
+    """A rank beyond full was asked for, and the full one was taken."""
+
+
+def at_most(name: str, rank: int, full: int) -> int:
+    """Cut a rank at the full one, with a note if it was beyond.
+
+    Parameters
+    ----------
+    name : str
+        What to call the rank in the note.
+    rank : int
+        The rank.
+    full : int
+        The largest rank of any use.
+
+    Returns
+    -------
+    int
+
+    Warns
+    -----
+    RankWarning
+        If the rank was cut.
+    """
+    if rank > full:
+        note = f"{name} is {rank}; no more than {full} is of any use here, and {full} is taken"
+        warnings.warn(note, RankWarning, stacklevel=3)
+    return min(rank, full)
 
 
 def floats(name: str, array: ArrayLike, min_ndim: int) -> NDArray[np.floating]:
@@ -72,3 +105,43 @@ def fraction(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is {value}; it must lie between 0 and 1")
     return float(value)
+
+
+def positive(name: str, value: float, least: float = 0.0) -> float:
+    """Check that a value is finite and not below the least allowed.
+
+    Raises
+    ------
+    ValueError
+        For a value below, infinity or NaN.
+    """
+    if not least <= value < np.inf:
+        raise ValueError(f"{name} is {value}; it must be finite and at least {least:g}")
+    return float(value)
+
+
+def finite(name: str, value: float) -> float:
+    """Check that a value is finite.
+
+    Raises
+    ------
+    ValueError
+        For infinity or NaN.
+    """
+    if not np.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be finite")
+    return float(value)
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """Check that a value is among those allowed.
+
+    Raises
+    ------
+    ValueError
+        For any other.
+    """
+    if value not in allowed:
+        names = ", ".join(repr(each) for each in allowed)
+        raise ValueError(f"{name} is {value!r}; it must be one of {names}")
+    return value

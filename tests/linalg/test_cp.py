@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from time import perf_counter
+
 import numpy as np
 import pytest
 import tensorly
@@ -10,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from tensorly.decomposition import parafac
 
-from onnxcp.linalg.cp import CPResult, cp, cp_kernel, full_rank
+from onnxcp.linalg.checks import RankWarning
+from onnxcp.linalg.cp import CPResult, DegenerateWarning, cp, cp_kernel, full_rank
 
 SHAPES = [(7, 6, 9), (5, 4, 3, 3), (3, 9, 2, 2), (4, 5, 1, 3), (6, 8, 1, 1), (6, 8), (4, 1, 3, 3)]
 
@@ -36,14 +40,21 @@ def error(tensor: np.ndarray, result: CPResult) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("excess", [0, 100])
-def test_full_rank_is_exact(shape: tuple[int, ...], excess: int) -> None:
+def test_full_rank_is_exact(shape: tuple[int, ...]) -> None:
     tensor = normal(shape)
-    result = cp(tensor, full_rank(shape) + excess)
+    result = cp(tensor, full_rank(shape))
     assert result.rank == full_rank(shape)
     assert result.sweeps == 0
     assert result.relative_error < 1e-12
     np.testing.assert_allclose(cp_kernel(result.factors), tensor, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tensor", [normal((5, 4, 3)), np.zeros((5, 4, 3)), normal((5, 12))])
+def test_a_rank_beyond_full_is_cut_with_a_note(tensor: np.ndarray) -> None:
+    full = full_rank(tensor.shape)
+    with pytest.warns(RankWarning, match=f"rank is 40; no more than {full} is of any use"):
+        result = cp(tensor, 40)
+    assert result.rank == full
 
 
 @pytest.mark.parametrize(
@@ -54,6 +65,7 @@ def test_full_rank_of_a_shape(shape: tuple[int, ...], rank: int) -> None:
     assert full_rank(shape) == rank
 
 
+@pytest.mark.filterwarnings("ignore::onnxcp.linalg.checks.RankWarning")
 @pytest.mark.parametrize("shape", [(6, 8), (8, 6, 1, 1), (1, 9, 4), (5, 1, 1, 1), (1, 1)])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_a_matrix_gets_its_svd(shape: tuple[int, ...], rank: int) -> None:
@@ -153,10 +165,24 @@ def border_rank_two() -> np.ndarray:
 @pytest.mark.parametrize("limit", [3, 10, 100])
 def test_terms_that_cancel_stay_bounded(sweeps: int, limit: float) -> None:
     tensor = border_rank_two()
-    result = cp(tensor, 2, sweeps=sweeps, norm_limit=limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateWarning)  # not all of them come that far
+        result = cp(tensor, 2, sweeps=sweeps, norm_limit=limit)
     assert result.norm_sum <= limit * np.sum(tensor**2) * (1 + 1e-9)
 
 
+def test_terms_that_grow_without_bound_are_told_of() -> None:
+    with pytest.warns(DegenerateWarning, match="the 2 terms grew against each other up to"):
+        result = cp(border_rank_two(), 2, sweeps=400, norm_limit=10)
+    assert np.isfinite(result.sensitivity)
+
+
+def test_terms_that_do_not_are_not(recwarn: pytest.WarningsRecorder) -> None:
+    cp(normal((9, 8, 7)), 6)
+    assert not recwarn.list
+
+
+@pytest.mark.filterwarnings("ignore::onnxcp.linalg.cp.DegenerateWarning")
 def test_a_wider_limit_lets_cancelling_terms_fit_better() -> None:
     tensor = border_rank_two()
     errors = [cp(tensor, 2, sweeps=400, norm_limit=limit).relative_error for limit in (2, 4, 8)]
@@ -164,6 +190,7 @@ def test_a_wider_limit_lets_cancelling_terms_fit_better() -> None:
     assert errors[2] < 0.05
 
 
+@pytest.mark.filterwarnings("ignore::onnxcp.linalg.cp.DegenerateWarning")
 def test_the_norm_limit_holds_for_noise() -> None:
     tensor = normal((8, 8, 8))
     for limit in (1, 2, 100):
@@ -196,6 +223,15 @@ def test_given_factors_are_improved(shape: tuple[int, ...]) -> None:
     assert cp(tensor, 5, init=ended.factors).relative_error <= ended.relative_error * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("other", [4, 7])
+def test_a_fit_at_one_rank_is_a_start_at_another(other: int) -> None:
+    tensor = smooth((16, 12, 3, 3))
+    neighbour = cp(tensor, other, sweeps=200)
+    warm = cp(tensor, 5, sweeps=5, init=neighbour.factors)
+    assert warm.rank == 5
+    assert warm.relative_error < cp(tensor, 5, sweeps=5).relative_error
+
+
 def test_exact_factors_survive() -> None:
     factors = [normal((dim, 4), seed=dim) for dim in (9, 8, 7)]
     assert cp(cp_kernel(factors), 4, sweeps=3, init=factors).relative_error < 1e-12
@@ -226,6 +262,13 @@ def test_degenerate_tensors(fill: str) -> None:
     assert cp(tensor, 8).relative_error < 1e-6
 
 
+def test_a_fit_reports_what_it_cost() -> None:
+    begun = perf_counter()
+    result = cp(normal((9, 8, 7)), 6)
+    assert 0 < result.seconds < perf_counter() - begun
+    assert 0 < result.sweeps <= 60
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_results_are_float64(dtype: type) -> None:
     for tensor in (normal((6, 5, 4)), normal((6, 5))):
@@ -239,7 +282,9 @@ def test_results_are_float64(dtype: type) -> None:
 )
 def test_any_shape_and_rank(shape: tuple[int, ...], rank: int) -> None:
     tensor = normal(shape)
-    result = cp(tensor, rank, sweeps=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankWarning)
+        result = cp(tensor, rank, sweeps=8)
     assert result.rank == min(rank, full_rank(shape))
     assert cp_kernel(result.factors).shape == shape
     assert result.relative_error <= 1 + 1e-12
@@ -260,6 +305,9 @@ def test_any_shape_and_rank(shape: tuple[int, ...], rank: int) -> None:
         ({"norm_limit": 0.5}, "norm_limit is 0.5; it must be finite and at least 1"),
         ({"norm_limit": np.inf}, "norm_limit is inf; it must be finite and at least 1"),
         ({"init": [np.ones((4, 2))] * 3}, r"init has shapes .*; \[\(4, 2\), \(3, 2\), \(2, 2\)\]"),
+        ({"init": []}, r"init has shapes \[\]; "),
+        ({"solver": "sgd"}, "solver is 'sgd'; it must be one of 'als', 'nls', 'auto'"),
+        ({"slack": -0.1}, "slack is -0.1; it must be finite and at least 0"),
         ({"init": [np.full((4, 2), np.nan)] * 3}, r"init\[0\] holds NaN"),
     ],
 )
