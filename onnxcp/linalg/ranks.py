@@ -1,4 +1,8 @@
-"""From a spectrum to a rank: by energy kept, by error allowed, by the multiple a machine likes.
+"""From a spectrum or a curve of errors to a rank: the rules, one function each.
+
+All of them take what is known of the ranks first, and return a rank from 1 on: by energy kept, by
+error allowed, by cosine similarity, by what it costs, by what stands out of noise
+(`onnxcp.linalg.evbmf`), by the multiple that a machine likes.
 
 The relative Frobenius error of cutting singular values ``s`` after ``r`` terms is
 ``e(r) = sqrt(sum_{i>r} s_i² / sum_i s_i²)`` and the energy kept is ``1 - e(r)²``.
@@ -87,6 +91,137 @@ def rank_for_error(spectrum: ArrayLike, error: float) -> int:
         If the spectrum is no spectrum or the bound lies outside 0 to 1.
     """
     return _smallest(spectrum, checks.fraction("error", error) ** 2)
+
+
+def rank_for_cosine(spectrum: ArrayLike, cosine: float) -> int:
+    """Find the smallest rank whose approximation has a cosine similarity to the matrix.
+
+    The cosine of a matrix and its truncated SVD is the root of the energy kept, so this is
+    `rank_for_energy` of its square (the rule of Zhang, Liu & Weng 2023, on weights).
+
+    Parameters
+    ----------
+    spectrum : (n,) array_like
+        Singular values, largest first.
+    cosine : float
+        The similarity asked for, between 0 and 1.
+
+    Returns
+    -------
+    int
+        From 1 to ``n``; 1 for an all-zero spectrum.
+
+    Raises
+    ------
+    ValueError
+        If the spectrum is no spectrum or the similarity lies outside 0 to 1.
+    """
+    return _smallest(spectrum, 1 - checks.fraction("cosine", cosine) ** 2)
+
+
+def rank_on_curve(errors: ArrayLike, bound: float) -> int:
+    """Find the smallest rank from which on a curve of errors stays within a bound.
+
+    For errors that were measured, of any kind, and need not fall with every rank: one minus the
+    cosine similarity of responses (see `response_cosines`), say.
+
+    Parameters
+    ----------
+    errors : (n,) array_like
+        Errors at ranks 1, 2, ..., n.
+    bound : float
+        Greatest error allowed.
+
+    Returns
+    -------
+    int
+        From 1 to ``n``; ``n`` where no rank is within the bound.
+
+    Raises
+    ------
+    ValueError
+        If the curve is empty or not finite, or the bound is not.
+    """
+    curve = checks.float64("errors", errors, 1)
+    if curve.ndim != 1:
+        raise ValueError(f"errors has shape {curve.shape}; one axis is needed")
+    over = np.flatnonzero(curve > checks.finite("bound", bound))
+    return min(int(over[-1]) + 2, len(curve)) if len(over) else 1
+
+
+def rank_for_cost(costs: ArrayLike, budget: float) -> int:
+    """Find the largest rank that costs no more than a budget.
+
+    Parameters
+    ----------
+    costs : (n,) array_like
+        What ranks 1, 2, ..., n cost, in parameters or multiply-adds; rising.
+    budget : float
+        In the same unit: a ratio times what the original costs.
+
+    Returns
+    -------
+    int
+        From 1 to ``n``; 1 where no rank is within the budget.
+
+    Raises
+    ------
+    ValueError
+        If the costs are empty, not finite or fall, or the budget is not finite.
+    """
+    curve = checks.float64("costs", costs, 1)
+    if curve.ndim != 1 or (np.diff(curve) < 0).any():
+        raise ValueError("costs fall or have more than one axis; a rising curve is needed")
+    within = int(np.searchsorted(curve, checks.finite("budget", budget), "right"))
+    return max(1, within)
+
+
+def response_cosines(responses: ArrayLike, *, rectified: bool = True) -> NDArray[np.float64]:
+    """Cosine similarity of responses to those of every rank, after the activation.
+
+    At rank ``R`` the responses are ``y ≈ mean + U_R U_Rᵀ (y - mean)`` with ``U_R`` the leading
+    eigenvectors of their covariance, which is what the best centred channel SVD puts out (Zhang et
+    al. 2016, equation 4). Compared is what comes out of the ReLU: the rule of Zhang, Liu & Weng
+    2023, on outputs.
+
+    Parameters
+    ----------
+    responses : (n, T) array_like
+        Outputs of a layer before its activation, one sample a row.
+    rectified : bool
+        Whether a ReLU follows.
+
+    Returns
+    -------
+    (T,) ndarray
+        At ranks 1, 2, ..., T; all 1 where there is nothing to compare. ``1 - cosine`` is a curve
+        for `rank_on_curve`. Takes ``n T²`` multiply-adds.
+
+    Raises
+    ------
+    ValueError
+        If the responses are empty, not finite or not floating point.
+    """
+    given = checks.float64("responses", responses, 2)
+    mean = given.mean(axis=0)
+    centred = given - mean
+    basis = np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
+    scores = centred @ basis
+
+    def activated(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.maximum(values, 0) if rectified else values
+
+    wanted = activated(given)
+    norm = float(np.linalg.norm(wanted))
+    made = np.broadcast_to(mean, given.shape).copy()
+    found = np.ones(given.shape[1])
+    for position in range(len(found)):
+        made += np.outer(scores[:, position], basis[:, position])
+        response = activated(made)
+        product = norm * float(np.linalg.norm(response))
+        if norm > 0:
+            found[position] = float(np.vdot(wanted, response)) / product if product else 0.0
+    return np.clip(found, -1, 1)
 
 
 def round_rank(rank: int, multiple: int, full: int, *, up: bool = False) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -124,3 +126,75 @@ def test_bad_counts_are_named(name: str) -> None:
         ranks.round_rank(**counts)
     with pytest.raises(ValueError, match="rank is 0; it must be at least 1"):
         ranks.relative_error([1.0], 0)
+
+
+@given(spectrum=SPECTRA, cosine=st.floats(0, 1))
+def test_a_cosine_of_weights_is_that_of_the_truncated_matrix(
+    spectrum: list[float], cosine: float
+) -> None:
+    values = np.array(spectrum)
+    rank = ranks.rank_for_cosine(values, cosine)
+    peak = values[0] or 1.0
+    unit = values / peak
+    kept = np.where(np.arange(len(unit)) < rank, unit, 0)
+    norms = np.linalg.norm(unit) * np.linalg.norm(kept)
+    if norms:
+        assert unit @ kept / norms >= cosine - 1e-7
+    assert rank == ranks.rank_for_energy(values, cosine**2)
+
+
+@pytest.mark.parametrize(
+    ("errors", "bound", "rank"),
+    [
+        ([0.5, 0.3, 0.1], 0.3, 2),
+        ([0.5, 0.3, 0.1], 0.6, 1),
+        ([0.5, 0.3, 0.1], 0.0, 3),
+        ([0.5, 0.1, 0.3, 0.1], 0.2, 4),  # from there on, not only there
+        ([0.2], 0.1, 1),
+    ],
+)
+def test_rank_on_a_curve(errors: list[float], bound: float, rank: int) -> None:
+    assert ranks.rank_on_curve(errors, bound) == rank
+
+
+@pytest.mark.parametrize(
+    ("costs", "budget", "rank"),
+    [([10.0, 20.0, 30.0], 20, 2), ([10.0, 20.0, 30.0], 35, 3), ([10.0, 20.0], 5, 1)],
+)
+def test_rank_for_a_cost(costs: list[float], budget: float, rank: int) -> None:
+    assert ranks.rank_for_cost(costs, budget) == rank
+
+
+def test_cosines_of_responses_are_those_of_the_projected_ones() -> None:
+    rng = np.random.default_rng(0)
+    responses = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6)) + 0.5
+    mean = responses.mean(axis=0)
+    basis = np.linalg.svd(responses - mean)[2]
+    expected = []
+    for rank in range(1, 7):
+        made = mean + (responses - mean) @ basis[:rank].T @ basis[:rank]
+        one, two = np.maximum(responses, 0).ravel(), np.maximum(made, 0).ravel()
+        expected.append(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
+    found = ranks.response_cosines(responses)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found[-1] == pytest.approx(1)
+    assert ranks.response_cosines(responses, rectified=False)[-1] == pytest.approx(1)
+
+
+def test_responses_that_are_cut_off_have_nothing_to_compare() -> None:
+    assert (ranks.response_cosines(np.full((5, 3), -1.0)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ranks.rank_for_cosine([1.0], 1.5), "cosine is 1.5; it must lie between 0 and 1"),
+        (lambda: ranks.rank_on_curve(np.zeros(0), 0.1), r"errors has .*; no axis may be empty"),
+        (lambda: ranks.rank_on_curve([0.1], np.nan), "bound is nan; it must be finite"),
+        (lambda: ranks.rank_for_cost([2.0, 1.0], 1), "costs fall"),
+        (lambda: ranks.response_cosines(np.ones((2, 2), int)), "responses has dtype int64"),
+    ],
+)
+def test_bad_curves_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
