@@ -11,9 +11,9 @@ import fnmatch
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,10 @@ from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
+from onnxcp.linalg.evbmf import rank_by_evbmf
+from onnxcp.linalg.metric import Whitening
 from onnxcp.linalg.multilinear import Product, refine
+from onnxcp.linalg.parallel import spread
 from onnxcp.linalg.ranks import round_rank
 from onnxcp.passes import Context, Pass, PassResult
 
@@ -35,14 +38,22 @@ Factors = tuple[Floats, ...]
 SPATIAL = "ijk"
 """Subscripts of the spatial axes of a kernel, one after the other."""
 
+_SIZES = "rank=, energy=, cosine=, evbmf= and macs="
 _NOMINAL_GRID = 32  # output positions per axis where the input's shape is unknown
+
+
+class Unfolding(NamedTuple):
+    """A kernel as a matrix: its singular values, all of them, and its shape."""
+
+    spectrum: Floats
+    shape: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class FactorizePass(Pass):
     """Replaces the kernels of sites by products of smaller ones.
 
-    Exactly one of `rank`, `energy` and `macs` says how large the factors are.
+    Exactly one of `rank`, `energy`, `cosine`, `evbmf` and `macs` says how large the factors are.
 
     Attributes
     ----------
@@ -50,10 +61,15 @@ class FactorizePass(Pass):
         The rank, or the ranks of a family that has several; of each group.
     energy
         Share of the kernel's squared Frobenius norm to keep, in (0, 1].
+    cosine
+        Cosine similarity of the kernel and what the factors stand for, at least; in (0, 1]. The
+        same as an `energy` of its square.
+    evbmf
+        Keep what stands out of noise (`onnxcp.linalg.evbmf`); not for families without spectra.
     macs
         Share of the site's multiply-adds to keep at most, in (0, 1].
     round_to
-        Ranks become multiples of this: upwards for `energy`, downwards for `macs`.
+        Ranks become multiples of this: downwards for `macs`, otherwise upwards.
     nodes, exclude
         Names of the sites to rewrite and to leave alone: patterns as of a shell, several separated
         by spaces.
@@ -62,18 +78,23 @@ class FactorizePass(Pass):
     searches_ranks: ClassVar[bool] = False
     """Whether a rank for an energy is found by decomposing again and again, which takes long."""
 
+    named_only: ClassVar[bool] = False
+    """Whether it is looked at only where it is named, since other families rarely leave it room."""
+
     cuts_outputs: ClassVar[bool] = False
     """Whether `cut` can be called."""
 
     rank: int | tuple[int, ...] | None = None
     energy: float | None = None
+    cosine: float | None = None
+    evbmf: bool = False
     macs: float | None = None
     round_to: int = 1
     nodes: str = "*"
     exclude: str = ""
 
     def __post_init__(self) -> None:
-        for key in ("energy", "macs"):
+        for key in ("energy", "cosine", "macs"):
             value = getattr(self, key)
             if value is not None and not 0 < value <= 1:
                 raise PassError(f"Option '{key}' of pass '{self.name}' is {value}, not in (0, 1].")
@@ -96,6 +117,23 @@ class FactorizePass(Pass):
     @abstractmethod
     def ranks_for_energy(self, site: Site, energy: float) -> Ranks:
         """Return the least ranks that keep a share of the kernel's squared norm."""
+
+    def unfoldings(self, site: Site) -> tuple[list[Unfolding], ...]:  # noqa: ARG002
+        """Return the matrices that ranks are ranks of: for each rank, one of every group.
+
+        Raises
+        ------
+        PassError
+            If this family has none.
+        """
+        raise PassError(f"Pass '{self.name}' has no spectrum to tell from noise: no evbmf=.")
+
+    def ranks_above_noise(self, site: Site) -> Ranks:
+        """Return the ranks that stand out of noise, the largest of all groups."""
+        return tuple(
+            max(rank_by_evbmf(each.spectrum, each.shape) for each in groups)
+            for groups in self.unfoldings(site)
+        )
 
     @abstractmethod
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
@@ -157,6 +195,39 @@ class FactorizePass(Pass):
         return tuple(
             np.concatenate(parts).reshape(factor.shape)
             for parts, factor in zip(zip(*refined, strict=True), factors, strict=True)
+        )
+
+    def whitened(
+        self, site: Site, ranks: Ranks, targets: Sequence[Floats], grams: Sequence[Floats]
+    ) -> Factors | None:
+        """Decompose given kernels in a separable norm near that of the data: a start for `refine`.
+
+        Parameters
+        ----------
+        site
+            The site.
+        ranks
+            The ranks.
+        targets, grams
+            As of `refine`.
+
+        Returns
+        -------
+        tuple of ndarray or None
+            None where `refine` finds the best factors wherever it starts.
+        """
+        product = self.product(site)
+        roots = [
+            Whitening.of(product, gram, target.shape)
+            for target, gram in zip(targets, grams, strict=True)
+        ]
+        white = [each.whiten(target) for each, target in zip(roots, targets, strict=True)]
+        factors = self.factorize(site.holding(np.concatenate(white)), ranks)
+        groups = _operands(product, site, factors)
+        undone = [each.undo(operands) for each, operands in zip(roots, groups, strict=True)]
+        return tuple(
+            np.concatenate(parts).reshape(factor.shape)
+            for parts, factor in zip(zip(*undone, strict=True), factors, strict=True)
         )
 
     def cut(
@@ -264,15 +335,19 @@ class FactorizePass(Pass):
                     f"not {len(ranks)}."
                 )
             return tuple(min(rank, limit) for rank, limit in zip(ranks, full, strict=True))
-        if self.energy is not None:
-            ranks = self.ranks_for_energy(site, self.energy)
+        energy = self.energy if self.cosine is None else self.cosine**2
+        if energy is not None or self.evbmf:
+            if energy is None:
+                ranks = self.ranks_above_noise(site)
+            else:
+                ranks = self.ranks_for_energy(site, energy)
             return tuple(
                 round_rank(rank, self.round_to, limit, up=True)
                 for rank, limit in zip(ranks, full, strict=True)
             )
         if self.macs is not None:
             return self.ranks_for_macs(site, self.macs, self.round_to, input_shape)
-        raise PassError(f"Pass '{self.name}' needs one of rank=, energy= and macs=.")
+        raise PassError(f"Pass '{self.name}' needs one of {_SIZES}.")
 
     def quick(self) -> FactorizePass:
         """Return the same family for estimates: faster where it searches, and less close."""
@@ -300,16 +375,21 @@ class FactorizePass(Pass):
 
         A site whose chain would not have fewer weights is left alone, unless its rank was given.
         """
-        if sum(option is not None for option in (self.rank, self.energy, self.macs)) != 1:
-            raise PassError(f"Pass '{self.name}' needs exactly one of rank=, energy= and macs=.")
+        sizes = self.rank, self.energy, self.cosine, self.evbmf or None, self.macs
+        if sum(option is not None for option in sizes) != 1:
+            raise PassError(f"Pass '{self.name}' needs exactly one of {_SIZES}.")
         notes = []
-        outcomes: dict[Site, Factorized | Refusal] = {}
         sites = [s for s in find_sites(model)[0] if selected(s.name, self.nodes, self.exclude)]
         if not sites:
             notes.append(f"no site has a name that matches '{self.nodes}'")
-        for site in sites:
-            context.progress(f"{self.name}: {site.name}")
-            outcomes[site] = self._one(site, context.shapes.get(site.input))
+
+        def jobs() -> Iterator[tuple[Site, Sequence[int] | None]]:
+            for site in sites:
+                context.progress(f"{self.name}: {site.name}")
+                yield site, context.shapes.get(site.input)
+
+        found = spread(self._one, jobs())
+        outcomes: dict[Site, Factorized | Refusal] = dict(zip(sites, found, strict=True))
         results = {site: each for site, each in outcomes.items() if isinstance(each, Factorized)}
         if results and context.refit is not None:
             results = dict(context.refit(model, results))
@@ -369,6 +449,24 @@ class Factorized:
     def kernel(self) -> Floats:
         """The kernel ``(T, S / group, *k)`` that the chain stands for, multiplied out anew."""
         return self.family.kernel(self.site, self.factors)
+
+
+def apply_all(jobs: Sequence[tuple[FactorizePass, Site, Ranks]]) -> list[Factorized]:
+    """Decompose sites at given ranks, several at a time (see `onnxcp.linalg.parallel`).
+
+    What comes out is the same however many there are: a plan that is carried out again gives the
+    same network.
+
+    Parameters
+    ----------
+    jobs
+        Family, site and ranks.
+    """
+    return spread(_apply, jobs)
+
+
+def _apply(family: FactorizePass, site: Site, ranks: Ranks) -> Factorized:
+    return family.apply(site, ranks)
 
 
 def _operands(product: Product, site: Site, factors: Factors) -> list[list[Floats]]:

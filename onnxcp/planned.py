@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import onnxruntime as ort
 
-from onnxcp.factorize import Factorized, FactorizePass, Ranks, nominal_input_shape
+from onnxcp.factorize import (
+    Factorized,
+    FactorizePass,
+    Ranks,
+    apply_all,
+    nominal_input_shape,
+)
 from onnxcp.graph.chain import chain_macs, site_macs
 from onnxcp.graph.digest import model_digest
 from onnxcp.graph.refusal import Reason, Refusal, main_refusal
@@ -114,15 +120,17 @@ def by_plan(work: Work, plan: Plan) -> Rewrite:
     chosen = plan_choices(plan, sites, families(), "the plan")
     rows = {row.site: row for row in plan.sites}
     decisions = []
+    work.progress("decomposing", 0, len(sites))
+    results = dict(zip(chosen, apply_all([(f, s, r) for s, (f, r) in chosen.items()]), strict=True))
     for done, site in enumerate(sites):
         shape = work.shapes.get(site.input)
         macs = None if shape is None else site_macs(site, shape)
         if site not in chosen:
             decisions.append(Decision(site, macs, reasons=(_kept(site, rows.get(site.name)),)))
             continue
-        work.progress(f"{site.name}: decomposing", done, len(sites))
+        work.progress(f"{site.name}: timing", done, len(sites))
         family, ranks = chosen[site]
-        result = family.apply(site, ranks)
+        result = results[site]
         shape = shape or nominal_input_shape(site)
         bench = SiteBench(prepared, site, shape, work.settings.machine)
         timing = timing_of(*bench.trials([result.chain]))
@@ -264,8 +272,14 @@ class _Workshop:
         """Decompose, refit and compare; options whose factors cancel are taken off the list."""
         work = self._work
         candidates: dict[Site, tuple[Candidate, ...]] = {}
+        work.progress("decomposing", 0, len(choice.options))
+        self._decompose(
+            each
+            for option in choice.options.values()
+            for each in (option, *self._rivals(option, planner))
+        )
         for done, (site, option) in enumerate(choice.options.items()):
-            work.progress(f"{site.name}: decomposing", done, len(choice.options))
+            work.progress(f"{site.name}: checking", done, len(choice.options))
             chosen = self._candidate(option, planner)
             if chosen is not None:
                 rivals = [self._candidate(each, planner) for each in self._rivals(option, planner)]
@@ -279,7 +293,7 @@ class _Workshop:
 
     def _candidate(self, option: Option, planner: Planner) -> Candidate | None:
         """Decompose for an option; of one that is unfit the planner is told, and there is none."""
-        result = self._decomposed(option)
+        result = self._results[_key(option)]
         problem = self._unfit(option, result)
         if problem is None:
             return Candidate(option, result)
@@ -309,11 +323,11 @@ class _Workshop:
             return rival.parameters <= option.parameters
         return rival.timing.after <= _EQUAL * option.timing.after
 
-    def _decomposed(self, option: Option) -> Factorized:
-        key = option.site.name, option.family.name, option.ranks
-        if key not in self._results:
-            self._results[key] = option.family.apply(option.site, option.ranks)
-        return self._results[key]
+    def _decompose(self, options: Iterable[Option]) -> None:
+        """Decompose for options, those apart that were before."""
+        missing = {_key(each): each for each in options if _key(each) not in self._results}
+        jobs = [(each.family, each.site, each.ranks) for each in missing.values()]
+        self._results.update(zip(missing, apply_all(jobs), strict=True))
 
     def _unfit(self, option: Option, result: Factorized) -> str | None:
         if not math.isfinite(result.error):
@@ -324,6 +338,10 @@ class _Workshop:
         if tolerable(option.site, rounding):
             return None
         return f"{option} holds terms that cancel: rounding alone costs {rounding:.1e}"
+
+
+def _key(option: Option) -> tuple[str, str, Ranks]:
+    return option.site.name, option.family.name, option.ranks
 
 
 def _decision(surveyed: Surveyed, candidates: tuple[Candidate, ...] = ()) -> Decision:

@@ -217,7 +217,9 @@ def menu(settings: Settings, cache: Cache, *, searching: bool) -> Menu:
         if name not in installed:
             raise PassError(f"There is no family '{name}'; there are: {', '.join(installed)}.")
     names = settings.families or tuple(
-        name for name, each in installed.items() if searching or not each.searches_ranks
+        name
+        for name, each in installed.items()
+        if not each.named_only and (searching or not each.searches_ranks)
     )
     round_to = settings.round_to or rank_block(settings.machine, cache)
     chosen = tuple(installed[name] for name in names)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from onnx import helper
 from onnxcp_passes.channel_svd import ChannelSvd
 from onnxcp_passes.cp import Cp3, Cp4
+from onnxcp_passes.output_first_svd import OutputFirstSvd
 from onnxcp_passes.spatial_svd import SpatialSvd
+from onnxcp_passes.tensor_train import TensorTrain
 from onnxcp_passes.tucker import Tucker2
 
 from onnxcp.errors import PassError
@@ -30,6 +32,9 @@ FAMILIES: dict[str, type[FactorizePass]] = {
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 
 INPUT = (1, 16, 20, 20)
+
+
+WITH_SPECTRA = [ChannelSvd, OutputFirstSvd, SpatialSvd, Tucker2, TensorTrain]
 
 
 def site_of(**options: object) -> Site:
@@ -84,12 +89,12 @@ class TestRanks:
 
     @pytest.mark.parametrize("options", [{}, {"rank": 1, "energy": 0.5}, {"energy": 1, "macs": 1}])
     def test_need_one_way_to_be_chosen(self, options: dict[str, Any]) -> None:
-        sentence = "Pass 'cp3' needs exactly one of rank=, energy= and macs=."
+        sentence = "Pass 'cp3' needs exactly one of rank=, energy=, cosine=, evbmf= and macs=."
         with pytest.raises(PassError) as caught:
             run_pass(Cp3(**options), conv_model())
         assert str(caught.value) == sentence
 
-    @pytest.mark.parametrize("family", [ChannelSvd, SpatialSvd, Tucker2, Cp3, Cp4])
+    @pytest.mark.parametrize("family", [*WITH_SPECTRA, Cp3, Cp4])
     @pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
     @pytest.mark.parametrize("group", [1, 2])
     def test_keep_the_energy_asked_for(
@@ -99,6 +104,35 @@ class TestRanks:
         ranks = family(energy=energy).choose_ranks(site)
         assert not isinstance(ranks, Refusal)
         assert family().apply(site, ranks).error ** 2 <= (1 - energy) * (1 + 1e-6)
+
+    @each_family
+    def test_a_cosine_is_the_root_of_an_energy(self, family: type[FactorizePass]) -> None:
+        site = site_of()
+        ranks = family(cosine=0.9).choose_ranks(site)
+        assert ranks == family(energy=0.81).choose_ranks(site)
+        assert not isinstance(ranks, Refusal)
+        made, original = family().apply(site, ranks).kernel, site.kernel()
+        norms = float(np.linalg.norm(made) * np.linalg.norm(original))
+        assert float(np.vdot(made, original)) / norms > 0.9 - 1e-6
+
+    @pytest.mark.parametrize("family", WITH_SPECTRA)
+    @pytest.mark.parametrize("group", [1, 2])
+    def test_above_noise_are_those_of_the_signal(
+        self, family: type[FactorizePass], group: int
+    ) -> None:
+        proto = conv_model((3, 3), channels=(20 * group, 24 * group), group=group)
+        wide = only_site(proto)
+        signal = family().apply(wide, tuple(2 for _ in family().full_ranks(wide)))
+        kernel = signal.kernel + 0.02 * np.std(signal.kernel) * noise(*signal.kernel.shape, seed=5)
+        proto.graph.initializer[0].raw_data = kernel.astype(np.float32).tobytes()
+        site = only_site(proto)
+        ranks = family(evbmf=True).choose_ranks(site)
+        assert ranks == signal.ranks
+        assert family(evbmf=True, round_to=4).choose_ranks(site) == (4,) * len(ranks)
+
+    def test_above_noise_need_a_spectrum(self) -> None:
+        with pytest.raises(PassError, match="Pass 'cp3' has no spectrum to tell from noise"):
+            Cp3(evbmf=True).choose_ranks(site_of())
 
     @pytest.mark.parametrize("family", [ChannelSvd, SpatialSvd])
     def test_and_no_more_than_that(self, family: type[FactorizePass]) -> None:
@@ -218,6 +252,38 @@ class TestSelection:
         assert not selected("a", "*", "a")
         assert selected("A", "*", "a"), "names differ by case"
         assert selected("my conv[0]", "my conv[0]"), "whatever a name is made of, it names itself"
+
+
+class TestCp:
+    def test_slack_buys_calmer_factors(self) -> None:
+        site = site_of()
+        plain, calm = (Cp3(slack=slack).apply(site, (8,)) for slack in (0.0, 0.05))
+        assert plain.error < calm.error <= 1.05 * plain.error + 1e-6
+        powers = [
+            sum(float(np.sum(np.square(each))) for each in made.factors) for made in (plain, calm)
+        ]
+        assert powers[1] < powers[0]
+
+    def test_the_solver_can_be_chosen(self) -> None:
+        site = site_of()
+        errors = [Cp3(solver=solver).apply(site, (3,)).error for solver in ("als", "nls", "auto")]
+        assert errors[0] != errors[1]
+        assert max(errors) < 1.1 * min(errors)
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [
+            (
+                {"solver": "sgd"},
+                "Option 'solver' of pass 'cp4' is 'sgd', not one of als, nls, auto.",
+            ),
+            ({"slack": 1.0}, "Option 'slack' of pass 'cp4' is 1.0, not in [0, 1)."),
+        ],
+    )
+    def test_options_are_checked(self, options: dict[str, Any], sentence: str) -> None:
+        with pytest.raises(PassError) as caught:
+            Cp4(rank=2, **options)
+        assert str(caught.value) == sentence
 
 
 class TestRun:

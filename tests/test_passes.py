@@ -21,7 +21,16 @@ from onnxcp.graph.model import Model, load
 from onnxcp.passes import Context, Pass, PassManager, PassResult, find_pass, registered_passes
 from tests.networks import conv_model, model_of, noise, operators
 
-BUILT_IN = {"channel-svd", "cp3", "cp4", "fold-batchnorm", "spatial-svd", "tucker2"}
+BUILT_IN = {
+    "channel-svd",
+    "cp3",
+    "cp4",
+    "fold-batchnorm",
+    "output-first-svd",
+    "spatial-svd",
+    "tensor-train",
+    "tucker2",
+}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,10 @@ class Site:
     def group_kernels(self) -> list[Floats]:
         """Return the kernels ``(T / group, S / group, *kernel)`` of each group."""
         return np.split(self.kernel(), self.group)
+
+    def holding(self, kernel: Floats) -> Site:
+        """Return the same site with another kernel ``(T, S / group, *kernel)``, in no model."""
+        return replace(self, _load=lambda: native(self, kernel))
 
 
 def canonical(site: Site, weight: Array) -> Array:

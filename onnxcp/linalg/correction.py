@@ -126,4 +126,5 @@ def _calmest(
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if error(np.exp(middle)) <= bound else (low, middle)
-    return ((rotated / (values + np.exp(low))) @ basis.T) / root
+    calmest: Factor = ((rotated / (values + np.exp(low))) @ basis.T) / root
+    return calmest

@@ -83,7 +83,7 @@ class Point:
             made.append(steps[n] @ self._block(n, damping) + self.factors[n] @ np.asarray(mixed))
         return tuple(made)
 
-    def inverses(self, damping: float) -> list[NDArray[np.float64]]:
+    def inverses(self, damping: float) -> list[NDArray[np.floating]]:
         """Invert the diagonal blocks of what `product` multiplies by."""
         return [np.linalg.inv(self._block(n, damping)) for n in range(len(self.factors))]
 

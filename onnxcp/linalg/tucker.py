@@ -3,7 +3,8 @@
 ``K ≈ core ×_T output_factor ×_S input_factor`` (Kim et al. 2016), a chain of a 1×1
 kernel, a small spatial kernel and another 1×1 kernel. The factors come from higher-order
 orthogonal iteration (HOOI; De Lathauwer, De Moor & Vandewalle 2000b) started at the truncated
-higher-order SVD, and stay orthonormal, so that all scale sits in the core.
+higher-order SVD, and stay orthonormal, so that all scale sits in the core. In the norm of the data
+the two factors on the output side have a closed form, given the third (`tucker2_outputs`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onnxcp.linalg import checks
+from onnxcp.linalg.moments import reduced_rank
 from onnxcp.linalg.svd import singular_values
 
 Kernel = NDArray[np.float64]
 Factor = NDArray[np.float64]
+
+_JITTER = 1e-9  # of the mean diagonal, added to what may be short of full rank before it is solved
 
 
 def tucker2(
@@ -103,6 +107,53 @@ def tucker2_kernel(input_factor: ArrayLike, core: ArrayLike, output_factor: Arra
     for axis, factor in ((0, output_factor), (1, input_factor)):
         flat = _shrink(flat, axis, np.asarray(factor, dtype=np.float64).T)
     return flat.reshape(*flat.shape[:2], *middle.shape[2:])
+
+
+def tucker2_outputs(
+    kernel: ArrayLike, gram: NDArray[np.floating], input_factor: ArrayLike, rank: int
+) -> tuple[Kernel, Factor]:
+    """Solve for the core and the output factor together, in the norm of the data.
+
+    Minimises ``tr (K - Y) G (K - Y)ᵀ`` over all kernels Y of the given input factor and output
+    rank. With ``F = (U_S ⊗ I)ᵀ`` what the first step makes of input patches, that is the regression
+    ``B = K G Fᵀ (F G Fᵀ)⁻¹`` cut to the rank in the norm of ``F G Fᵀ``: exact, where alternation
+    over the two factors only comes near. Costs ``R_S P² + R_S P T prod(k)`` multiply-adds and a
+    solve of size ``R_S prod(k)``.
+
+    Parameters
+    ----------
+    kernel : (T, S, *k) array_like
+        The kernel of one group.
+    gram : (P, P) ndarray
+        Covariance G of input patches, ``P = S prod(k)``; its type is that of the large products.
+    input_factor : (S, R_S) array_like
+    rank : int
+        Output rank ``R_T``; more than there can be counts as that.
+
+    Returns
+    -------
+    core : (R_T, R_S, *k) ndarray
+    output_factor : (T, R_T) ndarray
+        Orthonormal columns.
+    """
+    weight = np.asarray(kernel)
+    outputs, inputs, *spatial = weight.shape
+    basis = np.asarray(input_factor, gram.dtype).T
+    size = prod(spatial)
+
+    def through(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+        """``F`` times a matrix of P rows."""
+        made = basis @ matrix.reshape(inputs, -1)
+        return made.reshape(len(basis) * size, -1)
+
+    features = through(gram)
+    normal = np.asarray(through(features.T.copy()), np.float64)
+    right = np.asarray(features @ weight.reshape(outputs, -1).T.astype(gram.dtype), np.float64)
+    normal = (normal + normal.T) / 2
+    jitter = _JITTER * float(np.trace(normal)) / len(normal) or 1.0
+    mixed = np.linalg.solve(normal + jitter * np.eye(len(normal)), right).T
+    core, output_factor = reduced_rank(mixed, normal, min(rank, outputs))
+    return core.reshape(-1, len(basis), *spatial), output_factor
 
 
 def channel_mode_spectra(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcp.errors import ModelError, OnnxcpError
-from onnxcp.factorize import Factorized, FactorizePass, Ranks, selected
+from onnxcp.factorize import Factorized, FactorizePass, Ranks, apply_all, selected
 from onnxcp.graph.chain import site_macs
 from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
@@ -200,8 +200,10 @@ def _fit(
     candidates: list[Candidate] = []
     if target.macs is None:
         options = sorted(options, key=lambda option: -option.timing.ratio)
-    for option in options:
-        result = option.family.apply(option.site, option.ranks)
+    jobs = [(each.family, each.site, each.ranks) for each in options]
+    known = apply_all(jobs) if target.macs is not None else None
+    for position, option in enumerate(options):
+        result = known[position] if known else apply_all([jobs[position]])[0]
         problem = _unfit(option, result, target, bench)
         if problem is not None:
             refusals.append(problem)

@@ -108,7 +108,11 @@ class Fitter:
             running = best(fitted(each.choice, each.factors, _HEAT) for each in finalists)
         # From the start, so that the winner comes out as if it had had no rivals.
         winner = next(each for each in begun if each.choice is running[0].choice)
-        winner = best([winner, fitted(winner.choice, winner.factors, None)])[0]
+        choice = winner.choice
+        white = choice.family.whitened(site, choice.ranks, targets, grams)
+        if white is not None:
+            winner = best([winner, fitted(choice, white, 0)])[0]
+        winner = best([winner, fitted(choice, winner.factors, None)])[0]
         judge: Callable[[Array, Array], float] = seen.error
         if site in self._rectified:
             rows = sample(site, pairs_of(stop), self._batches, seed=self._settings.seed)

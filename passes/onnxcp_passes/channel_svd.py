@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks
+from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks, Unfolding
 from onnxcp.graph.chain import Chain, ConvStep, MatrixStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Refusal
@@ -50,6 +50,11 @@ class ChannelSvd(FactorizePass):
         """Return the least rank that serves every group."""
         spectra = map(channel_spectrum, site.group_kernels())
         return (max(rank_for_energy(spectrum, energy) for spectrum in spectra),)
+
+    def unfoldings(self, site: Site) -> tuple[list[Unfolding], ...]:
+        """Return the matrix that is cut."""
+        shape = site.outputs // site.group, int(np.prod(site.kernel_shape[1:]))
+        return ([Unfolding(channel_spectrum(kernel), shape) for kernel in site.group_kernels()],)
 
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """Return ``(G R, S / G, *k)`` and ``(T, R, 1...)``."""
@@ -104,6 +109,16 @@ class ChannelSvd(FactorizePass):
             np.concatenate(firsts).reshape(factors[0].shape),
             np.concatenate(lasts).reshape(factors[1].shape),
         )
+
+    def whitened(
+        self,
+        site: Site,  # noqa: ARG002
+        ranks: Ranks,  # noqa: ARG002
+        targets: Sequence[Floats],  # noqa: ARG002
+        grams: Sequence[Floats],  # noqa: ARG002
+    ) -> Factors | None:
+        """Return None: `refine` needs no start."""
+        return None
 
     def cut(
         self,

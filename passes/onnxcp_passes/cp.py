@@ -33,6 +33,7 @@ from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.cp import CPResult, cp, full_rank
+from onnxcp.linalg.cp_fit import SOLVERS
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import singular_values
@@ -52,12 +53,20 @@ class _Cp(FactorizePass):
         Of alternating least squares, at most.
     seed
         Of the random start.
+    solver
+        As of `onnxcp.linalg.cp.cp`: ``"als"``, ``"nls"``, which is slower and closer, or
+        ``"auto"``, whose outcome depends on the clock.
+    slack
+        How much larger the error may become, as a share of it, for the least sensitive factors:
+        for networks that are trained further, or run at low precision.
     """
 
     searches_ranks = True
 
     sweeps: int = 40
     seed: int = 0
+    solver: str = "als"
+    slack: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +76,13 @@ class _Cp(FactorizePass):
             raise PassError(
                 f"Option 'sweeps' of pass '{self.name}' is {self.sweeps}, not 1 or more."
             )
+        if self.solver not in SOLVERS:
+            names = ", ".join(SOLVERS)
+            raise PassError(
+                f"Option 'solver' of pass '{self.name}' is '{self.solver}', not one of {names}."
+            )
+        if not 0 <= self.slack < 1:
+            raise PassError(f"Option 'slack' of pass '{self.name}' is {self.slack}, not in [0, 1).")
 
     @abstractmethod
     def modes(self, site: Site) -> list[list[int]]:
@@ -99,7 +115,7 @@ class _Cp(FactorizePass):
 
     def quick(self) -> FactorizePass:
         """Return the same with so few sweeps that errors come within a tenth of the final ones."""
-        return replace(self, sweeps=min(self.sweeps, _QUICK))
+        return replace(self, sweeps=min(self.sweeps, _QUICK), solver="als", slack=0.0)
 
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """Return ``(G R, S / G, 1...)``, depthwise ``(G R, 1, ...)`` and ``(T, R, 1...)``."""
@@ -143,7 +159,14 @@ class _Cp(FactorizePass):
         return Product(("rs", *modes, "tr"), f"ts{SPATIAL[: site.spatial_rank]}")
 
     def _fit(self, tensor: Floats, rank: int) -> CPResult:
-        return cp(tensor, rank, sweeps=self.sweeps, seed=self.seed)
+        return cp(
+            tensor,
+            rank,
+            sweeps=self.sweeps,
+            seed=self.seed,
+            solver=self.solver,
+            slack=self.slack,
+        )
 
     def _tensor_shape(self, site: Site) -> tuple[int, ...]:
         """Return the shape of a group's tensor: output channels, input channels, spatial modes."""

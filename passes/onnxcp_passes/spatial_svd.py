@@ -20,7 +20,7 @@ from math import prod
 import numpy as np
 
 from onnxcp.errors import PassError
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks
+from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks, Unfolding
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
@@ -63,6 +63,13 @@ class SpatialSvd(FactorizePass):
         """Return the least rank that serves every group."""
         spectra = (spatial_spectrum(kernel, split=self.split) for kernel in site.group_kernels())
         return (max(rank_for_energy(spectrum, energy) for spectrum in spectra),)
+
+    def unfoldings(self, site: Site) -> tuple[list[Unfolding], ...]:
+        """Return the matrix that is cut."""
+        first, last = self._sides(site)
+        shape = site.kernel_shape[1] * prod(first), site.outputs // site.group * prod(last)
+        spectra = (spatial_spectrum(kernel, split=self.split) for kernel in site.group_kernels())
+        return ([Unfolding(spectrum, shape) for spectrum in spectra],)
 
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """Return ``(G R, S / G, *k_1, 1...)`` and ``(T, R, 1..., *k_2)``."""

@@ -14,18 +14,19 @@ Groups are projected one by one at shared ranks.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks
+from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks, Unfolding
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
-from onnxcp.linalg.tucker import channel_mode_spectra, tucker2
+from onnxcp.linalg.tucker import channel_mode_spectra, tucker2, tucker2_outputs
 from onnxcp_passes.refusals import needs_kernel
 
 
@@ -67,6 +68,16 @@ class Tucker2(FactorizePass):
         ]
         return max(1, min(kept[0], full[0])), max(1, min(kept[1], full[1]))
 
+    def unfoldings(self, site: Site) -> tuple[list[Unfolding], ...]:
+        """Return both channel modes against all else (the rule of Kim et al. 2016)."""
+        inputs, outputs = site.kernel_shape[1], site.outputs // site.group
+        size = int(np.prod(site.kernel_shape[2:]))
+        shapes = (inputs, outputs * size), (outputs, inputs * size)
+        return tuple(
+            [Unfolding(spectra[mode], shape) for spectra in _spectra(site)]
+            for mode, shape in enumerate(shapes)
+        )
+
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """Return ``(G R_S, S / G, 1...)``, ``(G R_T, R_S, *k)`` and ``(T, R_T, 1...)``."""
         inputs, outputs = ranks
@@ -99,6 +110,30 @@ class Tucker2(FactorizePass):
                 ConvStep(last, mix, site.group),
             )
         )
+
+    def refine(
+        self,
+        site: Site,
+        factors: Factors,
+        targets: Sequence[Floats],
+        grams: Sequence[Floats],
+        sweeps: int | None = None,
+    ) -> Factors:
+        """Solve for the core and the output factor at once before all three are fitted in turn."""
+        if sweeps == 0:
+            return super().refine(site, factors, targets, grams, sweeps)
+        first, core, last = factors
+        cores, lasts = [], []
+        for part, target, gram in zip(np.split(first, site.group), targets, grams, strict=True):
+            basis = part.reshape(len(part), -1).T
+            inner, outer = tucker2_outputs(target, gram, basis, last.shape[1])
+            cores.append(inner)
+            lasts.append(outer)
+        solved = (
+            np.concatenate(cores).reshape(core.shape),
+            np.concatenate(lasts).reshape(last.shape),
+        )
+        return super().refine(site, (first, *solved), targets, grams, sweeps)
 
     def product(self, site: Site) -> Product:
         """Return ``ps,qpij,tq->tsij``, with as many spatial axes as the kernel has."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tensorly.decomposition import partial_tucker
 
 from onnxcp.linalg import tucker
+from onnxcp.linalg.multilinear import Product, refine
 
 SHAPES = [(6, 4, 3, 3), (4, 6, 3, 1), (5, 7, 2, 3, 2), (8, 3, 5), (5, 9), (40, 3, 3, 3), (7, 1, 3)]
 
@@ -134,3 +135,51 @@ def test_bad_kernels_and_options_are_named() -> None:
         tucker.tucker2(normal((2, 2)), (1, 1), sweeps=-1)
     with pytest.raises(ValueError, match="tol is -1; it must be at least 0"):
         tucker.tucker2(normal((2, 2)), (1, 1), tol=-1)
+
+
+def positive(size: int, seed: int = 0) -> np.ndarray:
+    matrix = np.random.default_rng(seed).standard_normal((size, size)) * 0.8 ** np.arange(size)
+    return matrix @ matrix.T + 1e-3 * np.eye(size)
+
+
+class TestInTheNormOfTheData:
+    KERNEL = np.random.default_rng(1).standard_normal((7, 6, 3, 2))
+    BASIS = np.linalg.qr(np.random.default_rng(2).standard_normal((6, 3)))[0]
+
+    def error(self, gram: np.ndarray, core: np.ndarray, outer: np.ndarray) -> float:
+        rest = (self.KERNEL - tucker.tucker2_kernel(self.BASIS, core, outer)).reshape(7, -1)
+        return float(np.sum(rest @ gram * rest))
+
+    @pytest.mark.parametrize("rank", [1, 3, 6])
+    def test_both_factors_are_the_best_there_are(self, rank: int) -> None:
+        """No alternation over the two, from anywhere, comes lower."""
+        gram = positive(36)
+        best = self.error(gram, *tucker.tucker2_outputs(self.KERNEL, gram, self.BASIS, rank))
+        product = Product.parse("qsij,tq->tsij")
+        # With the input factor out of the way the kernel is its own regression on the features.
+        lift = np.kron(self.BASIS.T, np.eye(6))
+        normal = lift @ gram @ lift.T
+        target = np.linalg.solve(normal, lift @ gram @ self.KERNEL.reshape(7, -1).T).T
+        floor = self.error(gram, target.reshape(7, 3, 3, 2), np.eye(7))
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            start = [rng.standard_normal((rank, 3, 3, 2)), rng.standard_normal((7, rank))]
+            factors, _ = refine(
+                product, start, target.reshape(7, 3, 3, 2), normal, sweeps=300, tolerance=0
+            )
+            reached = self.error(gram, *factors)
+            assert floor <= best * (1 + 1e-9)
+            assert best <= reached * (1 + 1e-6)
+            assert reached == pytest.approx(best, rel=0.02)
+
+    def test_with_no_metric_it_is_a_step_of_hooi(self) -> None:
+        core, outer = tucker.tucker2_outputs(self.KERNEL, np.eye(36), self.BASIS, 4)
+        half = np.einsum("tsij,sp->tpij", self.KERNEL, self.BASIS).reshape(7, -1)
+        values = np.linalg.svd(half, compute_uv=False)
+        lost = np.sum(self.KERNEL**2) - np.sum(values[:4] ** 2)
+        assert self.error(np.eye(36), core, outer) == pytest.approx(lost)
+
+    def test_inputs_that_do_not_vary_are_no_trouble(self) -> None:
+        core, outer = tucker.tucker2_outputs(self.KERNEL, np.zeros((36, 36)), self.BASIS, 4)
+        assert np.isfinite(core).all()
+        assert np.isfinite(outer).all()

@@ -46,7 +46,9 @@ def can_split(site: Site) -> bool:
 EXPRESSES: dict[str, Callable[[Site], bool]] = {
     "channel-svd": lambda _: True,
     "spatial-svd": lambda site: site.spatial_rank >= 2 and long_axes(site) >= 1 and can_split(site),
+    "output-first-svd": lambda site: long_axes(site) >= 1,
     "tucker2": lambda site: long_axes(site) >= 1,
+    "tensor-train": lambda site: long_axes(site) >= 2 and can_split(site),
     "cp3": lambda site: long_axes(site) >= 1,
     "cp4": lambda site: long_axes(site) >= 2 and can_split(site),
 }

@@ -275,7 +275,15 @@ class TestModule:
         assert losses[-1] < 0.75 * losses[0]
 
 
-FAMILIES = ["channel-svd", "spatial-svd", "tucker2", "cp3", "cp4"]
+FAMILIES = [
+    "channel-svd",
+    "output-first-svd",
+    "spatial-svd",
+    "tucker2",
+    "tensor-train",
+    "cp3",
+    "cp4",
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
