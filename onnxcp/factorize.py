@@ -11,7 +11,7 @@ import fnmatch
 import functools
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -451,7 +451,7 @@ class Factorized:
         return self.family.kernel(self.site, self.factors)
 
 
-def apply_all(jobs: Sequence[tuple[FactorizePass, Site, Ranks]]) -> list[Factorized]:
+def apply_all(jobs: Iterable[tuple[FactorizePass, Site, Ranks]]) -> list[Factorized]:
     """Decompose sites at given ranks, several at a time (see `onnxcp.linalg.parallel`).
 
     What comes out is the same however many there are: a plan that is carried out again gives the
@@ -460,7 +460,7 @@ def apply_all(jobs: Sequence[tuple[FactorizePass, Site, Ranks]]) -> list[Factori
     Parameters
     ----------
     jobs
-        Family, site and ranks.
+        Family, site and ranks; taken as they are begun.
     """
     return spread(_apply, jobs)
 

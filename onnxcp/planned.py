@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,8 +120,13 @@ def by_plan(work: Work, plan: Plan) -> Rewrite:
     chosen = plan_choices(plan, sites, families(), "the plan")
     rows = {row.site: row for row in plan.sites}
     decisions = []
-    work.progress("decomposing", 0, len(sites))
-    results = dict(zip(chosen, apply_all([(f, s, r) for s, (f, r) in chosen.items()]), strict=True))
+
+    def jobs() -> Iterator[tuple[FactorizePass, Site, Ranks]]:
+        for done, (site, (family, ranks)) in enumerate(chosen.items()):
+            work.progress(f"{site.name}: decomposing", done, len(chosen))
+            yield family, site, ranks
+
+    results = dict(zip(chosen, apply_all(jobs()), strict=True))
     for done, site in enumerate(sites):
         shape = work.shapes.get(site.input)
         macs = None if shape is None else site_macs(site, shape)
@@ -272,14 +277,13 @@ class _Workshop:
         """Decompose, refit and compare; options whose factors cancel are taken off the list."""
         work = self._work
         candidates: dict[Site, tuple[Candidate, ...]] = {}
-        work.progress("decomposing", 0, len(choice.options))
         self._decompose(
             each
             for option in choice.options.values()
             for each in (option, *self._rivals(option, planner))
         )
         for done, (site, option) in enumerate(choice.options.items()):
-            work.progress(f"{site.name}: checking", done, len(choice.options))
+            work.progress(f"{site.name}: checking its rounding", done, len(choice.options))
             chosen = self._candidate(option, planner)
             if chosen is not None:
                 rivals = [self._candidate(each, planner) for each in self._rivals(option, planner)]
@@ -326,8 +330,13 @@ class _Workshop:
     def _decompose(self, options: Iterable[Option]) -> None:
         """Decompose for options, those apart that were before."""
         missing = {_key(each): each for each in options if _key(each) not in self._results}
-        jobs = [(each.family, each.site, each.ranks) for each in missing.values()]
-        self._results.update(zip(missing, apply_all(jobs), strict=True))
+
+        def jobs() -> Iterator[tuple[FactorizePass, Site, Ranks]]:
+            for done, each in enumerate(missing.values()):
+                self._work.progress(f"{each.site.name}: decomposing", done, len(missing))
+                yield each.family, each.site, each.ranks
+
+        self._results.update(zip(missing, apply_all(jobs()), strict=True))
 
     def _unfit(self, option: Option, result: Factorized) -> str | None:
         if not math.isfinite(result.error):

@@ -51,6 +51,11 @@ def site_of(**options: object) -> Site:
     return only_site(proto)
 
 
+def positive(size: int, seed: int) -> np.ndarray:
+    matrix = noise(size, size, seed=seed).astype(np.float64) * 0.8 ** np.arange(size)
+    return np.asarray(matrix @ matrix.T + 0.01 * np.eye(size))
+
+
 def three_convs() -> onnx.ModelProto:
     nodes = [
         helper.make_node("Conv", ["x", "w0"], ["a"], name="stem"),
@@ -252,6 +257,38 @@ class TestSelection:
         assert not selected("a", "*", "a")
         assert selected("A", "*", "a"), "names differ by case"
         assert selected("my conv[0]", "my conv[0]"), "whatever a name is made of, it names itself"
+
+
+class TestWhitened:
+    @each_family
+    @pytest.mark.parametrize("group", [1, 2])
+    def test_at_full_rank_is_what_was_to_be_decomposed(
+        self, family: type[FactorizePass], group: int
+    ) -> None:
+        site, each = site_of(group=group), family()
+        targets = np.split(noise(*site.kernel_shape, seed=3).astype(np.float64), group)
+        grams = [positive(targets[0][0].size, seed) for seed in range(group)]
+        factors = each.whitened(site, each.full_ranks(site), targets, grams)
+        if factors is None:
+            factors = each.refine(site, each.factorize(site, each.full_ranks(site)), targets, grams)
+        made = each.kernel(site, factors)
+        np.testing.assert_allclose(made, np.concatenate(targets), atol=1e-4)
+
+    @pytest.mark.parametrize("family", [SpatialSvd, Tucker2, TensorTrain, Cp3, Cp4])
+    def test_is_a_nearer_start(self, family: type[FactorizePass]) -> None:
+        site = site_of()
+        target = noise(*site.kernel_shape, seed=3).astype(np.float64)
+        size = target[0].size
+        # Nearly a Kronecker product, as covariances of patches are.
+        gram = np.kron(positive(16, 0), positive(9, 1)) + 1e-3 * positive(size, 2)
+        ranks = tuple(min(6, full) for full in family().full_ranks(site))
+
+        def lost(factors: Any) -> float:
+            rest = (family().kernel(site, factors) - target).reshape(len(target), -1)
+            return float(np.sum(rest @ gram * rest))
+
+        white = family().whitened(site, ranks, [target], [gram])
+        assert lost(white) < lost(family().factorize(site.holding(target), ranks))
 
 
 class TestCp:

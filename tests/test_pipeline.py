@@ -125,6 +125,8 @@ def test_a_text_without_quotes_is_taken_to_the_letter(text: str, value: str) -> 
         ("cp3{macs=1.5}", "Option 'macs' of pass 'cp3' is 1.5, not in (0, 1]."),
         ("cp3{round_to=0}", "Option 'round_to' of pass 'cp3' is 0, not 1 or more."),
         ("cp3{seed=-1}", "Option 'seed' of pass 'cp3' is -1, not 0 or more."),
+        ("cp3{cosine=1.5}", "Option 'cosine' of pass 'cp3' is 1.5, not in (0, 1]."),
+        ("cp3{solver=sgd}", "Option 'solver' of pass 'cp3' is 'sgd', not one of als, nls, auto."),
         ("spatial-svd{split=0}", "Option 'split' of pass 'spatial-svd' is 0, not 1 or more."),
     ],
 )
@@ -139,11 +141,15 @@ COUNTS = st.integers(1, 10**6)
 OPTIONS = {
     "rank": st.none() | COUNTS | st.lists(COUNTS, min_size=1, max_size=4).map(tuple),
     "energy": st.none() | SHARES,
+    "cosine": st.none() | SHARES,
+    "evbmf": st.booleans(),
     "macs": st.none() | SHARES,
     "round_to": COUNTS,
     "nodes": st.text(),
     "exclude": st.text(st.sampled_from("ab*?[]{}(),=\"\\' \n\té😀\u2028")),
     "seed": st.integers(0, 2**64),
+    "solver": st.sampled_from(["als", "nls", "auto"]),
+    "slack": st.floats(0, 1, exclude_max=True),
 }
 
 

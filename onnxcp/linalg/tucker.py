@@ -143,7 +143,7 @@ def tucker2_outputs(
 
     def through(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
         """``F`` times a matrix of P rows."""
-        made = basis @ matrix.reshape(inputs, -1)
+        made: NDArray[np.floating] = basis @ matrix.reshape(inputs, -1)
         return made.reshape(len(basis) * size, -1)
 
     features = through(gram)

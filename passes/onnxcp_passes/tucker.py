@@ -122,18 +122,28 @@ class Tucker2(FactorizePass):
         """Solve for the core and the output factor at once before all three are fitted in turn."""
         if sweeps == 0:
             return super().refine(site, factors, targets, grams, sweeps)
-        first, core, last = factors
+        first, rank = factors[0], factors[2].shape[1]
         cores, lasts = [], []
         for part, target, gram in zip(np.split(first, site.group), targets, grams, strict=True):
             basis = part.reshape(len(part), -1).T
-            inner, outer = tucker2_outputs(target, gram, basis, last.shape[1])
+            inner, outer = tucker2_outputs(target, gram, basis, rank)
             cores.append(inner)
             lasts.append(outer)
-        solved = (
-            np.concatenate(cores).reshape(core.shape),
-            np.concatenate(lasts).reshape(last.shape),
-        )
-        return super().refine(site, (first, *solved), targets, grams, sweeps)
+        core, last = np.concatenate(cores), np.concatenate(lasts)
+        solved = first, core.reshape(factors[1].shape), last.reshape(factors[2].shape)
+
+        def lost(made: Factors) -> float:
+            kernels = np.split(self.kernel(site, made), site.group)
+            rests = [
+                (kernel - target).reshape(len(target), -1).astype(gram.dtype)
+                for kernel, target, gram in zip(kernels, targets, grams, strict=True)
+            ]
+            groups = zip(rests, grams, strict=True)
+            return sum(float(np.vdot(rest, rest @ gram)) for rest, gram in groups)
+
+        # Of a fit that is exact but for rounding, solving anew would only leave more of it.
+        start = min(factors, solved, key=lost)
+        return super().refine(site, start, targets, grams, sweeps)
 
     def product(self, site: Site) -> Product:
         """Return ``ps,qpij,tq->tsij``, with as many spatial axes as the kernel has."""

@@ -574,3 +574,11 @@ def test_functions_are_refused_by_name() -> None:
 def test_other_operators_are_not_mentioned() -> None:
     proto = model_of([helper.make_node("Relu", ["x"], ["y"])], inputs={"x": (1,)})
     assert find_sites(load(proto)) == ([], [])
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_a_site_can_hold_another_kernel(op: str) -> None:
+    site = only_site(conv_model((3, 2), op=op, channels=(4, 6), group=2))
+    kernel = noise(*site.kernel_shape, seed=9)
+    np.testing.assert_array_equal(site.holding(kernel).kernel(), kernel)
+    assert not np.array_equal(site.kernel(), kernel)
