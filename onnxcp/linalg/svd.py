@@ -104,7 +104,8 @@ def channel_svd(kernel: ArrayLike, rank: int) -> tuple[Kernel, Kernel]:
     kernel : (T, S, *k) array_like
         The kernel of one group.
     rank : int
-        Number of channels ``R`` in between; more than ``min(T, S·prod(k))`` counts as that.
+        Number of channels ``R`` in between; more than ``min(T, S·prod(k))`` is cut at
+        that, with a note (`onnxcp.linalg.checks.RankWarning`).
 
     Returns
     -------
@@ -117,7 +118,9 @@ def channel_svd(kernel: ArrayLike, rank: int) -> tuple[Kernel, Kernel]:
         If the kernel is empty, not finite or not floating point, or the rank is below 1.
     """
     checked = checks.float64("kernel", kernel, 2)
-    left, right = _halves(_channel_matrix(checked), checks.integer("rank", rank, 1))
+    matrix = _channel_matrix(checked)
+    wanted = checks.integer("rank", rank, 1)
+    left, right = _halves(matrix, checks.at_most("rank", wanted, min(matrix.shape)))
     return np.ascontiguousarray(right).reshape(-1, *checked.shape[1:]), np.ascontiguousarray(left)
 
 
@@ -167,8 +170,8 @@ def spatial_svd(kernel: ArrayLike, rank: int, split: int = 1) -> tuple[Kernel, K
     kernel : (T, S, *k) array_like
         The kernel of one group.
     rank : int
-        Number of channels ``R`` in between; more than the smaller side of the unfolding counts
-        as that.
+        Number of channels ``R`` in between; more than the smaller side of the unfolding is cut
+        at that, with a note.
     split : int
         How many spatial axes the first kernel takes, from 0 (a 1×1 kernel comes first) to
         ``len(k)`` (a 1×1 kernel comes last, as in `channel_svd`).
@@ -186,7 +189,8 @@ def spatial_svd(kernel: ArrayLike, rank: int, split: int = 1) -> tuple[Kernel, K
     """
     checked = checks.float64("kernel", kernel, 2)
     matrix = _spatial_matrix(checked, split)
-    left, right = _halves(matrix, checks.integer("rank", rank, 1))
+    wanted = checks.integer("rank", rank, 1)
+    left, right = _halves(matrix, checks.at_most("rank", wanted, min(matrix.shape)))
     first = left.T.reshape(-1, checked.shape[1], *checked.shape[2 : 2 + split])
     last = right.reshape(-1, checked.shape[0], *checked.shape[2 + split :])
     return np.ascontiguousarray(first), np.ascontiguousarray(np.swapaxes(last, 0, 1))

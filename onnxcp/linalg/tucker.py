@@ -9,6 +9,7 @@ the two factors on the output side have a closed form, given the third (`tucker2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -39,8 +40,8 @@ def tucker2(
         The kernel of one group.
     ranks : (int, int)
         Ranks ``(R_S, R_T)`` of the input and the output channels. What exceeds the channels, or
-        what the other rank can feed (``R_S <= R_T·prod(k)`` and the reverse), is cut off; it
-        could not lower the error.
+        what the other rank can feed (``R_S <= R_T·prod(k)`` and the reverse), is cut off with a
+        note; it could not lower the error.
     sweeps : int
         Most sweeps of alternation; 0 gives the truncated higher-order SVD.
     tol : float
@@ -69,7 +70,11 @@ def tucker2(
     sweeps = checks.integer("sweeps", sweeps, 0)
     if not tol >= 0:
         raise ValueError(f"tol is {tol}; it must be at least 0")
-    rank_s, rank_t = _feasible(checked.shape, ranks)
+    if len(ranks) != 2:
+        raise ValueError(f"ranks is {ranks!r}; a pair (R_S, R_T) is needed")
+    wanted = checks.integer("ranks[0]", ranks[0], 1), checks.integer("ranks[1]", ranks[1], 1)
+    full = feasible_ranks(checked.shape, wanted)
+    rank_s, rank_t = (checks.at_most(f"ranks[{n}]", wanted[n], full[n]) for n in (0, 1))
     scale = float(np.abs(checked).max()) or 1.0
     tensor = (checked / scale).reshape(*checked.shape[:2], -1)  # (T, S, D)
 
@@ -87,6 +92,28 @@ def tucker2(
             break
     core = _shrink(_shrink(tensor, 0, output_factor), 1, input_factor)
     return input_factor, scale * core.reshape(rank_t, rank_s, *checked.shape[2:]), output_factor
+
+
+def feasible_ranks(shape: Sequence[int], ranks: tuple[int, int]) -> tuple[int, int]:
+    """Cut ranks at the channels and at what the other rank can feed.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        ``(T, S, *k)``.
+    ranks : (int, int)
+        ``(R_S, R_T)``.
+
+    Returns
+    -------
+    (int, int)
+        Ranks that serve as well as those given.
+    """
+    rank_s, rank_t = ranks
+    channels_t, channels_s, *spatial = shape
+    size = prod(spatial)
+    rank_t = min(rank_t, channels_t, min(rank_s, channels_s) * size)
+    return min(rank_s, channels_s, rank_t * size), rank_t
 
 
 def tucker2_kernel(input_factor: ArrayLike, core: ArrayLike, output_factor: ArrayLike) -> Kernel:
@@ -178,17 +205,6 @@ def channel_mode_spectra(
     checked = checks.float64("kernel", kernel, 2)
     by_input = np.moveaxis(checked, 1, 0).reshape(checked.shape[1], -1)
     return singular_values(by_input), singular_values(checked.reshape(checked.shape[0], -1))
-
-
-def _feasible(shape: tuple[int, ...], ranks: tuple[int, int]) -> tuple[int, int]:
-    if len(ranks) != 2:
-        raise ValueError(f"ranks is {ranks!r}; a pair (R_S, R_T) is needed")
-    rank_s = checks.integer("ranks[0]", ranks[0], 1)
-    rank_t = checks.integer("ranks[1]", ranks[1], 1)
-    channels_t, channels_s, *spatial = shape
-    size = prod(spatial)
-    rank_t = min(rank_t, channels_t, min(rank_s, channels_s) * size)
-    return min(rank_s, channels_s, rank_t * size), rank_t
 
 
 def _shrink(tensor: Kernel, axis: int, factor: Factor) -> Kernel:

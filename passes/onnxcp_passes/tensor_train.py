@@ -33,6 +33,7 @@ from onnxcp.linalg.tensor_train import (
     tensor_train,
     tensor_train_spectra,
 )
+from onnxcp_passes.padding import padded
 from onnxcp_passes.refusals import needs_splittable_axes
 
 _LETTERS = "pqrw"
@@ -119,7 +120,7 @@ class TensorTrain(FactorizePass):
         for position, cores in enumerate(zip(*groups, strict=True)):
             # Cores are (in, size, out): outputs first for a convolution.
             sizes = outer[position], inner[position]
-            parts = [_padded(np.moveaxis(core, -1, 0), sizes) for core in cores]
+            parts = [padded(np.moveaxis(core, -1, 0), *sizes) for core in cores]
             factors.append(np.concatenate(parts).reshape(shapes[position]))
         return tuple(factors)
 
@@ -172,12 +173,6 @@ class TensorTrain(FactorizePass):
         if site not in _KNOWN:
             _KNOWN[site] = tuple(tensor_train_spectra(each) for each in cls._tensors(site))
         return _KNOWN[site]
-
-
-def _padded(core: Floats, sizes: tuple[int, int]) -> Floats:
-    """Fill the first two axes up with zeros."""
-    lacking = [(0, size - had) for size, had in zip(sizes, core.shape, strict=False)]
-    return np.pad(core, [*lacking, *((0, 0) for _ in core.shape[2:])])
 
 
 # A search over ranks asks many times. Weakly, since a site keeps its whole model alive.

@@ -26,7 +26,13 @@ from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
-from onnxcp.linalg.tucker import channel_mode_spectra, tucker2, tucker2_outputs
+from onnxcp.linalg.tucker import (
+    channel_mode_spectra,
+    feasible_ranks,
+    tucker2,
+    tucker2_outputs,
+)
+from onnxcp_passes.padding import padded
 from onnxcp_passes.refusals import needs_kernel
 
 
@@ -89,13 +95,19 @@ class Tucker2(FactorizePass):
         )
 
     def factorize(self, site: Site, ranks: Ranks) -> Factors:
-        """Project every group by its own orthogonal iteration."""
+        """Project every group by its own orthogonal iteration.
+
+        What a rank has beyond what the other can feed is filled with zeros.
+        """
         inputs, outputs = ranks
-        triples = [tucker2(kernel, (inputs, outputs)) for kernel in site.group_kernels()]
+        used = feasible_ranks(
+            (site.outputs // site.group, *site.kernel_shape[1:]), (inputs, outputs)
+        )
+        triples = [tucker2(kernel, used) for kernel in site.group_kernels()]
         shapes = self.factor_shapes(site, ranks)
-        first = np.concatenate([np.ascontiguousarray(u.T) for u, _, _ in triples])
-        core = np.concatenate([core for _, core, _ in triples])
-        last = np.concatenate([v for _, _, v in triples])
+        first = np.concatenate([padded(np.ascontiguousarray(u.T), inputs) for u, _, _ in triples])
+        core = np.concatenate([padded(core, outputs, inputs) for _, core, _ in triples])
+        last = np.concatenate([padded(v, len(v), outputs) for _, _, v in triples])
         return first.reshape(shapes[0]), core, last.reshape(shapes[2])
 
     def lower(self, site: Site, factors: Factors) -> Chain:

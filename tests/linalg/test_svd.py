@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -11,6 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcp.linalg import svd
+from onnxcp.linalg.checks import RankWarning
+from onnxcp.linalg.svd import channel_svd, spatial_svd
+from onnxcp.linalg.tucker import tucker2
+
+# Ranks beyond full are asked for on purpose; one test sees to the note.
+pytestmark = pytest.mark.filterwarnings("ignore::onnxcp.linalg.checks.RankWarning")
 
 SHAPES = [
     (6, 4, 3, 3),
@@ -193,3 +200,14 @@ def test_bad_splits_are_named(split: int) -> None:
 def test_singular_values_want_a_matrix() -> None:
     with pytest.raises(ValueError, match=r"matrix has shape \(2, 2, 2\); two axes are needed"):
         svd.singular_values(np.zeros((2, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    "decompose",
+    [lambda k: channel_svd(k, 40), lambda k: spatial_svd(k, 40), lambda k: tucker2(k, (2, 40))],
+    ids=["channel", "spatial", "tucker2"],
+)
+def test_a_rank_beyond_full_is_cut_with_a_note(decompose: Callable[..., object]) -> None:
+    kernel = np.random.default_rng(0).standard_normal((6, 5, 3, 3))
+    with pytest.warns(RankWarning, match=r"is 40; no more than \d+ is of any use here"):
+        decompose(kernel)

@@ -148,6 +148,17 @@ def test_a_decomposition_is_its_kernel(
     assert difference(run(rewritten, feeds)[0], run(standing_for, feeds)[0]) < FLOAT32
 
 
+@pytest.mark.parametrize(("family", "ranks"), [("tucker2", (4, 1)), ("tensor-train", (4, 1, 6))])
+def test_ranks_that_neighbours_cannot_feed_are_filled_up(
+    family: str, ranks: tuple[int, ...]
+) -> None:
+    each = FAMILIES[family]
+    site = only_site(Case("Conv", (1, 3) if family == "tucker2" else (2, 3), (6, 7)).model())
+    made = each.apply(site, ranks)
+    assert tuple(factor.shape for factor in made.factors) == each.factor_shapes(site, ranks)
+    assert 0 < made.error < 1
+
+
 @each_family
 @pytest.mark.parametrize("each", CASES[::7], ids=str)
 def test_factors_have_the_shapes_foretold(family: FactorizePass, each: Case) -> None:
