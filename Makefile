@@ -20,6 +20,7 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.charnet
 	$(BIN)/python -m benchmarks.vgg
+	$(BIN)/python -m benchmarks.decompose
 
 nightly: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m nightly
