@@ -94,17 +94,19 @@ class Task:
     goals: Mapping[float, float]
 
 
+def pictures(name: str, normal: Pixels, at: Path) -> tuple[Array, Array]:
+    """Return standardised pictures and their classes."""
+    with np.load(at / f"data/{name}.npz") as data:
+        pixels, labels = data["x"], data["y"]
+    mean, std = np.array(normal, np.float32)
+    standard = (pixels / np.float32(255) - mean) / std
+    return np.ascontiguousarray(np.moveaxis(standard, -1, 1)), labels
+
+
 def classifier(
     model: str, calibration: str, test: str, normal: Pixels, goals: Mapping[float, float], at: Path
 ) -> Task:
     """Return the task to tell pictures of 32x32 apart, scored by top-1."""
-
-    def pictures(name: str) -> tuple[Array, Array]:
-        with np.load(at / f"data/{name}.npz") as data:
-            pixels, labels = data["x"], data["y"]
-        mean, std = np.array(normal, np.float32)
-        standard = (pixels / np.float32(255) - mean) / std
-        return np.ascontiguousarray(np.moveaxis(standard, -1, 1)), labels
 
     def draw(seed: int) -> Array:
         return pool[np.random.default_rng(seed).choice(len(pool), PICTURES, replace=False)]
@@ -115,7 +117,7 @@ def classifier(
         logits = [infer(session, {"input": batch})[0] for batch in batches]
         return 100 * float(np.mean(np.concatenate(logits).argmax(axis=1) == labels))
 
-    pool, (images, labels) = pictures(calibration)[0], pictures(test)
+    pool, (images, labels) = pictures(calibration, normal, at)[0], pictures(test, normal, at)
     return Task(at / f"models/{model}.onnx", (1, 3, 32, 32), draw, score, "%", goals)
 
 

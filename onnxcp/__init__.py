@@ -3,6 +3,7 @@
 The public names, each imported when it is first used:
 
 - `optimize`, `Settings`, `Goal`, `RefitSettings`, `Optimized`: the main job.
+- `Training`, `Finetuned`, `Epoch`: fine-tuning, by `optimize` or `onnxcp.tuning.finetune`.
 - `make_plan`, `Plan`, `load_plan`, `save_plan`: what the main job would do, as a file.
 - `CalibrationSource`, `Preprocess`: samples to refit to, how many, and what is done to pictures.
 - `load`, `save`, `Model`: models that lose no field.
@@ -33,13 +34,16 @@ if TYPE_CHECKING:
     from onnxcp.profiling.machine import Machine
     from onnxcp.refit import RefitSettings
     from onnxcp.settings import Settings
+    from onnxcp.training import Epoch, Finetuned, Training
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CalibrationSource": "onnxcp.calibration.sources",
     "Context": "onnxcp.passes",
+    "Epoch": "onnxcp.training",
     "FactorizePass": "onnxcp.factorize",
+    "Finetuned": "onnxcp.training",
     "Goal": "onnxcp.planning.goal",
     "Machine": "onnxcp.profiling.machine",
     "Model": "onnxcp.graph.model",
@@ -54,6 +58,7 @@ _HOMES = {
     "Refusal": "onnxcp.graph.refusal",
     "Settings": "onnxcp.settings",
     "Site": "onnxcp.graph.site",
+    "Training": "onnxcp.training",
     "find_sites": "onnxcp.graph.site",
     "load": "onnxcp.graph.model",
     "load_plan": "onnxcp.planning.plan",
@@ -68,7 +73,9 @@ _HOMES = {
 __all__ = [
     "CalibrationSource",
     "Context",
+    "Epoch",
     "FactorizePass",
+    "Finetuned",
     "Goal",
     "Machine",
     "Model",
@@ -83,6 +90,7 @@ __all__ = [
     "Refusal",
     "Settings",
     "Site",
+    "Training",
     "find_sites",
     "load",
     "load_plan",

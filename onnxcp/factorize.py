@@ -443,7 +443,8 @@ class Factorized:
     @property
     def chain(self) -> Chain:
         """What the site becomes."""
-        return replace(self.family.lower(self.site, self.factors), bias=self.bias)
+        chain = self.family.lower(self.site, self.factors)
+        return replace(chain, bias=self.bias, ranks=self.ranks)
 
     @property
     def kernel(self) -> Floats:

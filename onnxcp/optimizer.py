@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
 import onnxruntime as ort
 
-from onnxcp.calibration.data import Data, load_calibration, load_labelled
+from onnxcp.calibration.data import Data, load_calibration, load_labelled, load_training
 from onnxcp.calibration.sources import CalibrationSource, DataSource
 from onnxcp.errors import OnnxcpError
 from onnxcp.graph.model import Model, ModelSource, load
@@ -27,6 +27,7 @@ from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
 from onnxcp.progress import Progress, silent
 from onnxcp.rewriting import Rewrite, Work, by_choice, by_passes, given_back
 from onnxcp.settings import Settings
+from onnxcp.training import Finetuned, Told
 from onnxcp.verification import (
     Evaluate,
     Verification,
@@ -78,6 +79,8 @@ class Optimized:
         What every site became, to be carried out again; None where passes were given.
     frontier
         Plans for the speed-ups of the settings' frontier, and what came of them.
+    finetuned
+        What fine-tuning did; None where there was none.
     """
 
     original: Model
@@ -96,6 +99,7 @@ class Optimized:
     planned: Planned | None = None
     plan: Plan | None = None
     frontier: tuple[Planned, ...] = ()
+    finetuned: Finetuned | None = None
 
 
 def optimize(
@@ -105,7 +109,9 @@ def optimize(
     data: DataSource | CalibrationSource | None = None,
     labelled: DataSource | None = None,
     evaluate: Evaluate | None = None,
+    training_data: DataSource | CalibrationSource | None = None,
     progress: Progress = silent,
+    told: Told = lambda _: None,
 ) -> Optimized:
     """Make a network faster on the machine at hand, or say why it cannot be done.
 
@@ -132,8 +138,12 @@ def optimize(
         Samples with an array `label` to score both networks on. Nothing is ever fitted to them.
     evaluate
         Called with an `onnxruntime.InferenceSession` of each network; returns a score.
+    training_data
+        Samples to fine-tune on where the settings ask for it; those of `data` by default.
     progress
         Called with what is being done, how much of it is done, and of how much.
+    told
+        Called after every epoch of fine-tuning.
 
     Raises
     ------
@@ -144,6 +154,7 @@ def optimize(
     """
     settings = settings or Settings()
     work = _work(source, settings, data, labelled, evaluate, progress)
+    trains = _trains(work, training_data, told)
     rewrite, planned = _rewritten(work)
     verification = _verified(work, rewrite)
     while verification is not None and not verification.trial.faster and not _broken(verification):
@@ -153,6 +164,11 @@ def optimize(
         rewrite = fewer
         planned = None if planned is None else planned.given_back()
         verification = _verified(work, rewrite)
+    finetuned = None
+    if trains is not None and verification is not None and _worth(verification):
+        assert rewrite.model is not None
+        finetuned = trains(rewrite.model)
+        rewrite, verification = _with_weights(work, rewrite, verification, finetuned.model)
 
     result = Optimized(
         original=work.original,
@@ -174,6 +190,7 @@ def optimize(
             if settings.passes
             else plan_of(work, rewrite, planned, verification, _wanted(settings))
         ),
+        finetuned=finetuned,
         frontier=tuple(by_goal(work, Goal(speedup=each))[1] for each in settings.frontier),
     )
     if rewrite.model is None or verification is None:
@@ -274,6 +291,46 @@ def _verified(work: Work, rewrite: Rewrite) -> Verification | None:
         score=work.score,
         baseline=work.baseline,
     )
+
+
+def _trains(
+    work: Work, data: DataSource | CalibrationSource | None, told: Told
+) -> Callable[[Model], Finetuned] | None:
+    """Return what fine-tunes a rewritten network; None where that is not asked for."""
+    training, original = work.settings.training, work.original
+    if training is None:
+        return None
+    from onnxcp.tuning import finetune, to_torch
+
+    _ = to_torch(original)  # what PyTorch cannot compute shows now, before the work
+    specs = session_inputs(work.settings.machine.open(original))
+    samples = work.calibration if data is None else load_training(data, specs)
+    if samples is None:
+        raise OnnxcpError("Fine-tuning needs samples to train on or to calibrate on.")
+
+    def train(rewritten: Model) -> Finetuned:
+        found = finetune(rewritten, original, samples, training, progress=work.progress, told=told)
+        if found.interrupted:
+            raise KeyboardInterrupt
+        return found
+
+    return train
+
+
+def _worth(verification: Verification) -> bool:
+    return verification.trial.faster and not _broken(verification)
+
+
+def _with_weights(
+    work: Work, rewrite: Rewrite, verification: Verification, model: Model
+) -> tuple[Rewrite, Verification]:
+    """Return both for other weights, on which time does not depend."""
+    if model is rewrite.model:
+        return rewrite, verification
+    differences, score = work.differences(model), work.scored(model)
+    scores = None if score is None or work.baseline is None else (work.baseline, score)
+    rewrite = replace(rewrite, model=model, differences=differences)
+    return rewrite, replace(verification, differences=differences, accuracy=scores)
 
 
 def _broken(verification: Verification) -> bool:

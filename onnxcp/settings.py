@@ -14,6 +14,7 @@ from onnxcp.planning.plan import Plan
 from onnxcp.profiling.inputs import Shape
 from onnxcp.profiling.machine import Machine
 from onnxcp.refit import RefitSettings
+from onnxcp.training import Training
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Settings:
         those of the spatial axes of images as 224.
     refit
         How what replaces sites is fitted to data, where there are any.
+    training
+        How to fine-tune the result; None leaves it as it is.
     cache_dir
         Where measurements are kept for the next time; None: in the user's folder for such.
     cached
@@ -73,6 +76,7 @@ class Settings:
     machine: Machine = field(default_factory=Machine)
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     refit: RefitSettings = field(default_factory=RefitSettings)
+    training: Training | None = None
     cache_dir: Path | None = None
     cached: bool = True
 

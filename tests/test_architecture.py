@@ -96,6 +96,7 @@ MAY_IMPORT = {
         "onnxcp.graph",
         "onnxcp.profiling",
         "onnxcp.progress",
+        "onnxcp.training",
     ),
 }
 PASSES_MAY_IMPORT = (

@@ -58,7 +58,16 @@ class Data:
         fill one is left out.
         """
         for part, start, stop in self._cuts(size):
-            yield self._feeds(part, start, stop)
+            yield self._feeds(part, slice(start, stop))
+
+    def feeds(self, part: int, rows: npt.NDArray[np.int64]) -> dict[str, Array]:
+        """Return some samples of a part as feeds, in the types that the model wants."""
+        return self._feeds(self.parts[part], rows)
+
+    def labels_of(self, part: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """Return the labels of some samples of a part, if there are labels."""
+        before = sum(map(count_samples, self.parts[:part]))
+        return None if self.labels is None else self.labels[before + rows]
 
     def batch_count(self, size: int) -> int:
         """Return how many batches `batches` yields."""
@@ -83,11 +92,13 @@ class Data:
             for start in range(0, stop, step):
                 yield part, start, min(start + step, stop)
 
-    def _feeds(self, part: Mapping[str, Array], start: int, stop: int) -> dict[str, Array]:
+    def _feeds(
+        self, part: Mapping[str, Array], which: slice | npt.NDArray[np.int64]
+    ) -> dict[str, Array]:
         feeds = {}
         for spec in self.specs:
             values = part[spec.name]
-            cut = values[start:stop] if values.ndim else values
+            cut = values[which] if values.ndim else values
             if self.normalize is not None:
                 cut = self.normalize(cut)
             dtype = np.dtype(object) if spec.dtype == "string" else spec.dtype
@@ -218,6 +229,19 @@ def load_calibration(source: DataSource | CalibrationSource, specs: Sequence[Inp
         samples=source.samples,
         seed=source.seed,
     )
+
+
+def load_training(source: DataSource | CalibrationSource, specs: Sequence[InputSpec]) -> Data:
+    """Load samples to train on; of a plain source, all.
+
+    Raises
+    ------
+    DataError
+        As `load_data`.
+    """
+    if not isinstance(source, CalibrationSource):
+        source = CalibrationSource(source, samples=None)
+    return load_calibration(source, specs)
 
 
 def _taken(

@@ -16,6 +16,7 @@ import click
 from onnxcp import __version__
 from onnxcp.cli.compare import compare
 from onnxcp.cli.demo import demo
+from onnxcp.cli.finetune import finetune
 from onnxcp.cli.inspect import inspect
 from onnxcp.cli.optimize import optimize
 from onnxcp.cli.options import verbosity_options
@@ -37,6 +38,7 @@ _HELP = """Make ONNX networks faster by low-rank compression, decided by measure
 onnxcp demo                  see it work on a network that comes along
 onnxcp plan model.onnx       say what it would become, and how fast
 onnxcp optimize model.onnx   write model.optimized.onnx, if that is faster
+onnxcp finetune faster.onnx --teacher model.onnx --train-data DIR -o tuned.onnx
 onnxcp export-torch model.onnx -o DIR   weights for PyTorch; import-torch brings them back
 
 Tables and progress go to stderr, --json to stdout. Exit codes: 0 done, also where nothing was
@@ -50,7 +52,7 @@ interrupted.
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     commands=[
         *(optimize, plan, inspect, profile, compare, passes, demo),
-        *(export_torch, import_torch),
+        *(finetune, export_torch, import_torch),
     ],
 )
 @click.version_option(__version__, message="onnxcp %(version)s")

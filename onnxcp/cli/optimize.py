@@ -121,6 +121,19 @@ def shares(text: str) -> float | dict[str, float]:
     metavar="F.py:FUNC",
     help="Function that is given an onnxruntime.InferenceSession and returns a score.",
 )
+@click.option(
+    "--finetune",
+    "epochs",
+    type=click.IntRange(1),
+    metavar="EPOCHS",
+    help="Train the result for so many epochs to put out what MODEL does (extra 'torch').",
+)
+@click.option(
+    "--train-data",
+    type=PATH,
+    metavar="X.npz|DIR",
+    help="Samples for that, all of which are used; the calibration data by default.",
+)
 @click.option("--report", type=PATH, metavar="R.html", help="Write a page about it, too.")
 @click.option(
     "--save-as-external-data",
@@ -156,6 +169,8 @@ def optimize(
     refit: RefitSettings,
     eval_data: Path | None,
     eval_script: str | None,
+    epochs: int | None,
+    train_data: Path | None,
     report: Path | None,
     save_as_external_data: bool,
     dry_run: bool,
@@ -175,6 +190,11 @@ def optimize(
     if calibration is None:
         refuse_without_data("refit", "memory_limit", "refit_target")
 
+    if train_data is not None and epochs is None:
+        raise click.UsageError("--train-data has no say without --finetune.")
+    if epochs is not None and calibration is None and train_data is None:
+        raise click.UsageError("--finetune needs --train-data or --calibration-data.")
+
     from onnxcp.cli import outcome
     from onnxcp.cli.script import load_function, split_reference
     from onnxcp.graph.model import load
@@ -183,7 +203,9 @@ def optimize(
     from onnxcp.profiling.environment import describe
     from onnxcp.reporting.job import Job
     from onnxcp.reporting.record import optimized_record
+    from onnxcp.reporting.tuned import epoch_line
     from onnxcp.settings import Settings
+    from onnxcp.training import Epoch, Training
 
     settings = Settings(
         macs=macs,
@@ -199,6 +221,7 @@ def optimize(
         machine=machine,
         input_shapes=input_shapes,
         refit=refit,
+        training=None if epochs is None else Training(epochs=epochs),
         cache_dir=cache_dir,
         cached=not no_cache,
     )
@@ -209,6 +232,8 @@ def optimize(
         inputs["where the calibration data come from"] = calibration.path
     if eval_data is not None:
         inputs["the evaluation data"] = eval_data
+    if train_data is not None:
+        inputs["where the training data come from"] = train_data
     if eval_script is not None:
         inputs["the evaluation script"] = split_reference(eval_script)[0]
     if plan_file is not None:
@@ -217,6 +242,9 @@ def optimize(
     _check(source, target, pages, inputs, external=save_as_external_data, force=force)
     evaluate = None if eval_script is None else load_function(eval_script)
 
+    def told(epoch: Epoch) -> None:
+        terminal.say(epoch_line(epoch, epochs or 0))
+
     with terminal.progress() as progress:
         result = run(
             source,
@@ -224,7 +252,9 @@ def optimize(
             data=calibration,
             labelled=eval_data,
             evaluate=evaluate,
+            training_data=_training_source(train_data, calibration),
             progress=progress,
+            told=told,
         )
     job = Job(
         settings=settings,
@@ -249,6 +279,18 @@ def optimize(
         terminal.say("No model was written, since this was a dry run.")
     if as_json:
         terminal.json(optimized_record(result, job, describe(machine)))
+
+
+def _training_source(
+    path: Path | None, calibration: CalibrationSource | None
+) -> CalibrationSource | None:
+    """Return all samples of a path, prepared as those to calibrate on; None for those."""
+    from onnxcp.calibration.sources import CalibrationSource
+
+    if path is None:
+        return None
+    preprocess = None if calibration is None else calibration.preprocess
+    return CalibrationSource(path, preprocess, samples=None, path=path)
 
 
 def _check_usage(pipeline: str, plan_file: Path | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -155,7 +155,9 @@ def refuse_without_data(*parameters: str) -> None:
         )
 
 
-def calibration_options(*, use: str, without: str) -> Callable[[Command], Callable[..., Any]]:
+def calibration_options(
+    *, use: str, without: str, also: Sequence[str] = (), samples: str = "1024"
+) -> Callable[[Command], Callable[..., Any]]:
     """Add the options that tell what to calibrate on, received as one `calibration` or None.
 
     Parameters
@@ -164,13 +166,23 @@ def calibration_options(*, use: str, without: str) -> Callable[[Command], Callab
         What a command does with samples, as the end of a sentence that begins with "Samples".
     without
         What it does where there are none, as the end of one that begins with "Without them".
+    also
+        Other names of --calibration-data.
+    samples
+        How many of them are taken by default.
     """
-    return functools.partial(_with_calibration, use=use, without=without)
+    return functools.partial(
+        _with_calibration, use=use, without=without, also=also, samples=samples
+    )
 
 
-def _with_calibration(command: Callable[..., Any], *, use: str, without: str) -> Callable[..., Any]:
+def _with_calibration(
+    command: Callable[..., Any], *, use: str, without: str, also: Sequence[str], samples: str
+) -> Callable[..., Any]:
     @click.option(
         "--calibration-data",
+        *also,
+        "calibration_data",
         type=PATH,
         metavar="X.npz|DIR",
         help=f"Samples {use}: an npz file of one array for each input, or a folder of npz files, "
@@ -195,7 +207,7 @@ def _with_calibration(command: Callable[..., Any], *, use: str, without: str) ->
     @click.option(
         "--calibration-samples",
         type=sample_count,
-        default="1024",
+        default=samples,
         show_default=True,
         metavar="N|all",
         help="Take so many samples at most: of files a seeded random choice, of what a function "

@@ -57,10 +57,14 @@ class Chain:
         The steps; a single one is the site itself with another weight.
     bias
         What the last step adds, ``(T,)``. None: what the site adds.
+    ranks
+        Of the decomposition that it comes from, as its family counts them; empty if it comes from
+        none.
     """
 
     steps: tuple[Step, ...]
     bias: Floats | None = None
+    ranks: tuple[int, ...] = ()
 
     @property
     def parameters(self) -> int:

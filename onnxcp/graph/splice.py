@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from onnxcp.graph.chain import Chain, ConvStep, Step, step_weight, with_kernel
 from onnxcp.graph.edit import edit, remove_dead_producers
 from onnxcp.graph.model import Model
+from onnxcp.graph.origins import Origin, note
 from onnxcp.graph.site import Site, native, swap_channels
 from onnxcp.graph.walk import Namer
 
@@ -26,7 +27,8 @@ def splice(model: Model, chains: Mapping[Site, tuple[str, Chain]]) -> Model:
     the chain has one of its own; all other nodes of the graph stay as they are, in their order.
     Factors are stored in the type of the site's weight, equal ones only once. A chain of one step
     leaves the site's node in place, with another weight; a weight that is shared is replaced for
-    that site only.
+    that site only. Which weights are factors of what is noted in the model's metadata (see
+    `onnxcp.graph.origins`) where chains come from a decomposition.
 
     Parameters
     ----------
@@ -36,6 +38,8 @@ def splice(model: Model, chains: Mapping[Site, tuple[str, Chain]]) -> Model:
         For every site to replace, a label that goes into the names of its nodes and weights
         (``"conv2/cp4/0"``), and its chain.
     """
+    added: list[Origin] = []
+    renamed: dict[str, list[str]] = {}
 
     def change(graph: gs.Graph) -> None:
         namer = Namer(model.proto.graph)
@@ -43,11 +47,18 @@ def splice(model: Model, chains: Mapping[Site, tuple[str, Chain]]) -> Model:
         nodes = {site: graph.nodes[site.index] for site in chains}
         for site, (label, chain) in chains.items():
             if len(chain.steps) == 1:
-                emitter.reweigh(graph, nodes[site], site, label, chain)
-            else:
-                _replace(graph, nodes[site], site, emitter.emit(nodes[site], site, label, chain))
+                name = emitter.reweigh(graph, nodes[site], site, label, chain)
+                renamed.setdefault(site.weight, []).append(name)
+                continue
+            made = emitter.emit(nodes[site], site, label, chain)
+            _replace(graph, nodes[site], site, made)
+            if chain.ranks:
+                factors = tuple(node.inputs[0 if site.weight_on_left else 1].name for node in made)
+                added.append(Origin(site.name, label, chain.ranks, factors, factors[1:-1]))
 
-    return edit(model, change)
+    result = edit(model, change)
+    note(result.proto, added, renamed)
+    return result
 
 
 def replace_kernels(model: Model, kernels: Mapping[Site, npt.NDArray[Any]]) -> Model:
@@ -107,8 +118,8 @@ class _Emitter:
             made.append(new)
         return made
 
-    def reweigh(self, graph: gs.Graph, node: gs.Node, site: Site, label: str, chain: Chain) -> None:
-        """Give a node the weight and the bias of a chain of one step."""
+    def reweigh(self, graph: gs.Graph, node: gs.Node, site: Site, label: str, chain: Chain) -> str:
+        """Give a node the weight and the bias of a chain of one step; return the weight's name."""
         position = 0 if site.weight_on_left else 1
         old = [node.inputs[position], *list(node.inputs)[2:]]
         values = native(site, step_weight(chain.steps[0])).astype(site.dtype)
@@ -120,6 +131,7 @@ class _Emitter:
                 node.inputs.append(bias)
         for tensor in old:
             remove_dead_producers(graph, tensor)
+        return str(node.inputs[position].name)
 
     def _bias(self, node: gs.Node, site: Site, label: str, chain: Chain) -> list[gs.Tensor]:
         """Return what the last node of a chain adds: nothing, or one tensor."""

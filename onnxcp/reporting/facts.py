@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnxcp.graph.refusal import Refusal, main_refusal
 from onnxcp.profiling.compare import OutputDifference
-from onnxcp.reporting import plans, units
+from onnxcp.reporting import plans, tuned, units
 
 if TYPE_CHECKING:
     from onnxcp.graph.site import Site
@@ -160,6 +160,8 @@ def notes(
             "outputs were compared on random inputs."
         )
     said += _refit_notes(result, passes_refit)
+    if result.finetuned is not None:
+        said += tuned.sentences(result.finetuned)
     if seen.accuracy is None:
         said.append("Accuracy unknown: no data to score on and no evaluation function were given.")
     elif custom_score:

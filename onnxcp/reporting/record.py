@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxcp.refit import Refit
     from onnxcp.reporting.job import Job
     from onnxcp.settings import Settings
+    from onnxcp.training import Finetuned
 
 SCHEMA = 2
 
@@ -62,6 +63,7 @@ def optimized_record(result: Optimized, job: Job, environment: Environment) -> R
         "passes": [asdict(record) for record in result.records],
         "plan": None if result.plan is None else result.plan.model_dump(),
         "planning": None if result.planned is None else _planning(result.planned),
+        "finetuned": None if result.finetuned is None else finetuned_record(result.finetuned),
         "frontier": [_at_goal(each) for each in result.frontier],
         "settings": _settings(job.settings),
         "calibration_data": job.data,
@@ -79,6 +81,19 @@ def planned_record(plan: Plan, planned: Planned, environment: Environment) -> Re
         "plan": plan.model_dump(),
         "planning": _planning(planned),
         "environment": asdict(environment),
+    }
+
+
+def finetuned_record(result: Finetuned) -> Record:
+    """Describe a fine-tuning."""
+    return {
+        "improved": result.improved,
+        "before": asdict(result.before),
+        "after": asdict(result.after),
+        "epochs": [asdict(each) for each in result.epochs],
+        "grouped": result.grouped,
+        "stopped": result.stopped or None,
+        "interrupted": result.interrupted,
     }
 
 

@@ -13,9 +13,10 @@ except ImportError as error:
         ' pip install "onnxcp[torch]".'
     ) from error
 
+from onnxcp.tuning.finetune import finetune
 from onnxcp.tuning.from_torch import from_torch
 from onnxcp.tuning.to_torch import to_torch
 
 del safetensors, torch
 
-__all__ = ["from_torch", "to_torch"]
+__all__ = ["finetune", "from_torch", "to_torch"]

@@ -29,13 +29,15 @@ class OnnxModule(nn.Module):
     ----------
     input_names, output_names
         In the order of the network.
+    calls
+        Its nodes in their order, but for constants.
     """
 
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     _places: dict[str, str]
     _constants: dict[str, Tensor]
-    _calls: tuple[Call, ...]
+    calls: tuple[Call, ...]
     _finished: tuple[tuple[str, ...], ...]
 
     def __init__(self, model: Model) -> None:
@@ -53,7 +55,7 @@ class OnnxModule(nn.Module):
         self._places = {n: escaped(n) for n in (*weights.parameters, *weights.buffers)}
         self._constants = {name: on_host(value) for name, value in weights.constants.items()}
         nodes = [node for node in graph.node if node.op_type != "Constant"]
-        self._calls = tuple(
+        self.calls = tuple(
             call_of(
                 node,
                 model.opset,
@@ -62,7 +64,7 @@ class OnnxModule(nn.Module):
             )
             for node in nodes
         )
-        self._finished = _last_uses(self._calls, self.output_names)
+        self._finished = _last_uses(self.calls, self.output_names)
 
     def forward(self, *args: Tensor, **named: Tensor) -> Any:
         """Compute the outputs from the inputs, given in order or by name."""
@@ -70,7 +72,7 @@ class OnnxModule(nn.Module):
         dtype = next((value.dtype for value in values.values()), torch.float32)
         values |= self._constants
         values |= self._inputs(args, named, dtype)
-        for call, finished in zip(self._calls, self._finished, strict=True):
+        for call, finished in zip(self.calls, self._finished, strict=True):
             inputs = [values[name] if name else None for name in call.inputs]
             outputs = compute(call, inputs, training=self.training, dtype=dtype)
             values.update(zip(call.outputs, outputs, strict=False))

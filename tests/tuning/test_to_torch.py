@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,9 @@ from tests.networks import conv_model, model_of, noise, run
 from tests.tuning.oracle import assert_close, evaluated
 
 CHARNET = Path(__file__).parents[2] / "models" / "charnet" / "charnet.onnx"
+
+# Inductor writes C++, and wants a compiler for it.
+BACKENDS = ["eager", *(["inductor"] if shutil.which("g++") else [])]
 
 
 def small() -> onnx.ModelProto:
@@ -254,12 +258,13 @@ class TestModule:
         # bfloat16 has 8 bits, and what is summed up here is of one size.
         assert torch.allclose(y.float(), module(x), atol=0.1)
 
-    def test_compiled_it_computes_the_same(self) -> None:
+    @pytest.mark.parametrize("backend", BACKENDS)
+    def test_compiled_it_computes_the_same(self, backend: str) -> None:
         module = to_torch(small()).eval()
-        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        compiled = torch.compile(module, backend=backend, fullgraph=True)
         for number in range(2):
             x = torch.from_numpy(noise(2 + number, 3, 8, 8))
-            assert torch.equal(compiled(x), module(x))
+            torch.testing.assert_close(compiled(x), module(x))
 
     def test_it_learns(self) -> None:
         module = to_torch(small()).train()

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from onnxcp.tuning.operators.registry import Call, operator
+
+State: TypeAlias = tuple[Tensor, ...]
+Advance: TypeAlias = Callable[..., State]
+"""Given the number of a step and the state before it, returns that after it; output first."""
 
 _LSTM, _GRU = ["sigmoid", "tanh", "tanh"], ["sigmoid", "tanh"]
 
@@ -38,22 +45,18 @@ def lstm(
     """Run a long short-term memory; gates in the order of ONNX: input, output, forget, cell."""
     del lengths
     x = x.transpose(0, 1) if call.get("layout", 0) else x
-    outputs, hiddens, cells = [], [], []
-    for number, order in enumerate(_orders(call, len(x))):
-        h = _state(call, hidden, number, x, recurrence)
-        c = _state(call, cell, number, x, recurrence)
-        steps = {}
+
+    def direction(number: int) -> Advance:
         given = _with_bias(x @ weight[number].T, bias, number)
-        for step in order:
-            gates = given[step] + h @ recurrence[number].T
-            i, o, f, g = gates.chunk(4, dim=-1)
+
+        def advance(step: int, h: Tensor, c: Tensor) -> State:
+            i, o, f, g = (given[step] + h @ recurrence[number].T).chunk(4, dim=-1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            steps[step] = h
-        outputs.append(torch.stack([steps[step] for step in range(len(x))]))
-        hiddens.append(h)
-        cells.append(c)
-    return _arranged(call, outputs, hiddens, cells)
+            return torch.sigmoid(o) * torch.tanh(c), c
+
+        return advance
+
+    return _run(call, x, recurrence, (hidden, cell), direction)
 
 
 @operator("GRU", check=_plain)
@@ -70,26 +73,49 @@ def gru(
     del lengths
     x = x.transpose(0, 1) if call.get("layout", 0) else x
     size = recurrence.shape[-1]
-    outputs, hiddens = [], []
-    for number, order in enumerate(_orders(call, len(x))):
-        h = _state(call, hidden, number, x, recurrence)
+
+    def direction(number: int) -> Advance:
         w, r = weight[number], recurrence[number]
         both = x.new_zeros(6 * size) if bias is None else bias[number]
-        given = x @ w.T + both[: 3 * size]
-        inner = both[3 * size :]
-        steps = {}
-        for step in order:
+        given, inner = x @ w.T + both[: 3 * size], both[3 * size :]
+
+        def advance(step: int, h: Tensor) -> State:
             gates = given[step][:, : 2 * size] + h @ r[: 2 * size].T + inner[: 2 * size]
             update, reset = torch.sigmoid(gates).chunk(2, dim=-1)
             if call.get("linear_before_reset", 0):
                 recalled = reset * (h @ r[2 * size :].T + inner[2 * size :])
             else:
                 recalled = (reset * h) @ r[2 * size :].T + inner[2 * size :]
-            h = (1 - update) * torch.tanh(given[step][:, 2 * size :] + recalled) + update * h
-            steps[step] = h
-        outputs.append(torch.stack([steps[step] for step in range(len(x))]))
-        hiddens.append(h)
-    return _arranged(call, outputs, hiddens)
+            new = torch.tanh(given[step][:, 2 * size :] + recalled)
+            return ((1 - update) * new + update * h,)
+
+        return advance
+
+    return _run(call, x, recurrence, (hidden,), direction)
+
+
+def _run(
+    call: Call,
+    x: Tensor,
+    recurrence: Tensor,
+    starts: Sequence[Tensor | None],
+    direction: Callable[[int], Advance],
+) -> tuple[Tensor, ...]:
+    """Go through the steps of `x` in every direction; return all outputs and the last states."""
+    outputs, lasts = [], []
+    for number, order in enumerate(_orders(call, len(x))):
+        state = tuple(_state(call, start, number, x, recurrence) for start in starts)
+        advance, made = direction(number), {}
+        for step in order:
+            state = advance(step, *state)
+            made[step] = state[0]
+        outputs.append(torch.stack([made[step] for step in range(len(x))]))
+        lasts.append(state)
+    # (steps, directions, samples, size), and of each state (directions, samples, size).
+    whole, last = torch.stack(outputs, dim=1), [torch.stack(s) for s in zip(*lasts, strict=True)]
+    if not call.get("layout", 0):
+        return whole, *last
+    return whole.permute(2, 0, 1, 3), *(each.transpose(0, 1) for each in last)
 
 
 def _orders(call: Call, length: int) -> list[range]:
@@ -114,10 +140,3 @@ def _with_bias(values: Tensor, bias: Tensor | None, number: int) -> Tensor:
     given, inner = bias[number].chunk(2)
     return values + given + inner
 
-
-def _arranged(call: Call, outputs: list[Tensor], *states: list[Tensor]) -> tuple[Tensor, ...]:
-    """Return all outputs (steps, directions, samples, size), and the last states."""
-    whole, last = torch.stack(outputs, dim=1), [torch.stack(each) for each in states]
-    if not call.get("layout", 0):
-        return whole, *last
-    return whole.permute(2, 0, 1, 3), *(each.transpose(0, 1) for each in last)

@@ -1,0 +1,36 @@
+"""A classifier, a rewritten copy of it, and samples to train on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxcp import Context, FactorizePass, Model, load
+from onnxcp.passes import find_pass
+from onnxcp.training import Training
+from tests.cli.conftest import CLASSES, network, samples
+
+QUICK = Training(epochs=2, batch=16, device="cpu", rate=3e-3)
+
+
+def rewritten(model: onnx.ModelProto | Model, *, family: str = "cp3", rank: int = 6) -> Model:
+    kind = find_pass(family)
+    assert issubclass(kind, FactorizePass)
+    return kind(rank=rank, nodes="conv").run(load(model), Context()).model
+
+
+def teacher() -> onnx.ModelProto:
+    return network()
+
+
+def student() -> Model:
+    return rewritten(network())
+
+
+def data(count: int = 80, *, labelled: bool = False) -> dict[str, Any]:
+    arrays: dict[str, Any] = {"x": samples(count)}
+    if labelled:
+        arrays["label"] = np.arange(count) % CLASSES
+    return arrays
