@@ -3,11 +3,11 @@
     python -m benchmarks.finetune --assets FOLDER [--networks resnet20,charnet,vdsr]
 
 FOLDER holds `models/` and `data/`, as for `benchmarks.closed_form`, which compresses ResNet-20 and
-VDSR here, too. Training sees `cifar10_train4000`, flipped and moved, or patches of `train100_gray180`;
-CharNet, for a speed-up of the whole network, characters that `models.charnet.render` draws in
-typefaces that it is not tested on (`--characters` keeps them for the next time; drawing needs the
-extra `train` and the fonts). No label is looked at. What is trained is judged by samples that were
-held out of these; test data only score.
+VDSR here, too. Training sees `cifar10_train4000`, flipped and moved, or patches of
+`train100_gray180`; CharNet, for a speed-up of the whole network, characters that
+`models.charnet.render` draws in typefaces that it is not tested on (`--characters` keeps them for the
+next time; drawing needs the extra `train` and the fonts). No label is looked at. What is trained is
+judged by samples that were held out of these; test data only score.
 
 `--training rate=1e-3,match=0.1` says how to train, in the words of `onnxcp.Training`.
 """
@@ -107,8 +107,10 @@ def compressed(name: str, arguments: argparse.Namespace) -> None:
         goal = case.goals.get(share)
         goal = best + goal if goal is not None and goal < 0 else goal
         found = task.score(tuned.model)
-        reached = "" if goal is None else f", to reach {goal:.2f}: {'yes' if found >= goal else 'no'}"
-        print(f"{name}: fine-tuned {found:.2f} {unit} in {seconds:.0f} s{reached}", flush=True)
+        reached = (
+            "" if goal is None else f", to reach {goal:.2f}: {'yes' if found >= goal else 'no'}"
+        )
+        print(f"{name}: fine-tuned {found:.2f} {unit} in {seconds:.0f} s{verdict}", flush=True)
 
 
 def samples(name: str, assets: Path, task: closed_form.Task) -> Array:
@@ -144,7 +146,7 @@ def characters(arguments: argparse.Namespace) -> None:
     before, after = (100 * each for each in seen.accuracy)
     print(f"charnet: {seen.trial}, accuracy {before:.2f} to {after:.2f} %")
     fast, close = seen.trial.ratio >= FASTER, before - after <= DROP
-    print(f"  {FASTER}x: {'yes' if fast else 'no'}; {DROP} points: {'yes' if close else 'no'}")
+    print(f"  {FASTER}x: {said(fast)}; {DROP} points: {said(close)}")
 
 
 def drawn(path: Path | None) -> Array:
@@ -159,6 +161,11 @@ def drawn(path: Path | None) -> Array:
     if path is not None:
         np.savez_compressed(path, image=image)
     return image
+
+
+def said(reached: bool) -> str:
+    """Return a word for whether a goal was reached."""
+    return "yes" if reached else "no"
 
 
 def teller(training: Training, begin: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,11 @@ def read(path: Path, run: Mapping[str, str]) -> dict[str, Any] | None:
         If the file cannot be read, or is of another training; says what differs.
     """
     try:
+        # Of what is no archive, pickle makes errors of any kind.
+        with path.open("rb") as stream:
+            whole = zipfile.is_zipfile(stream)
         # Nothing but tensors and plain values is read: the file may come from anyone.
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True) if whole else None
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -44,8 +44,8 @@ class Objective:
         self._temperature = training.temperature
         self._kinds = [_kind(each) for each in wanted]
         self._own = len(wanted) - matched
-        used = [kind is not None for kind in self._kinds]
-        if not any(used[: self._own]):
+        self._used = [n for n, kind in enumerate(self._kinds) if kind is not None]
+        if not any(n < self._own for n in self._used):
             raise DataError(
                 f"No output is of floating point, to be trained: {', '.join(map(repr, names))}."
             )
@@ -54,9 +54,8 @@ class Objective:
         self._count = 0 if self._classes is None else _flat(wanted[self._classes]).shape[1]
         self._labelled = labelled and self._classes is not None
         share = training.match / max(matched, 1)
-        self.weights = torch.tensor(
-            [1.0] * self._own + [share] * matched + [training.label_weight], dtype=torch.float64
-        )
+        weights = [1.0 if n < self._own else share for n in self._used]
+        self.weights = torch.tensor([*weights, training.label_weight], dtype=torch.float64)
 
     def check(self, labels: npt.NDArray[np.int64] | None) -> None:
         """Refuse labels that are no classes of the output that has classes.
@@ -81,10 +80,7 @@ class Objective:
 
         Those of several batches can be added.
         """
-        rows = [
-            self._distance(kind, a, b)
-            for kind, a, b in zip(self._kinds, found, wanted, strict=True)
-        ]
+        rows = [self._distance(str(self._kinds[n]), found[n], wanted[n]) for n in self._used]
         rows.append(self._to_labels(found, labels))
         return torch.stack([torch.stack(row) for row in rows])
 
@@ -97,10 +93,10 @@ class Objective:
         """Return sums that a score is made of besides: error, agreement and accuracy."""
         zero = torch.zeros((), dtype=torch.float64, device=found[0].device)
         error, square, same, right = zero, zero, zero, zero
-        for kind, a, b in zip(self._kinds[: self._own], found, wanted, strict=False):
-            if kind is not None:
-                error = error + (a.double() - b.double()).square().sum()
-                square = square + b.double().square().sum()
+        for n in self._used:
+            if n < self._own:
+                error = error + (found[n].double() - wanted[n].double()).square().sum()
+                square = square + wanted[n].double().square().sum()
         count = zero
         if self._classes is not None:
             top = _flat(found[self._classes]).argmax(dim=1)
@@ -120,21 +116,18 @@ class Objective:
             accuracy=right / count if count and self._labelled else None,
         )
 
-    def _distance(self, kind: str | None, found: Tensor, wanted: Tensor) -> list[Tensor]:
-        if kind is None:
-            zero = torch.zeros((), device=found.device)
-            return [zero, zero]
+    def _distance(self, kind: str, found: Tensor, wanted: Tensor) -> list[Tensor]:
         if kind == _VALUES:
             return [(found - wanted).square().sum(), wanted.square().sum()]
         t = self._temperature
         a = F.log_softmax(_logits(kind, found) / t, dim=1)
         b = F.log_softmax(_logits(kind, wanted) / t, dim=1)
         divergence = F.kl_div(a, b, reduction="sum", log_target=True)
-        return [t * t * divergence, divergence.new_tensor(len(found))]
+        return [t * t * divergence.clamp_min(0), divergence.new_tensor(len(found))]
 
     def _to_labels(self, found: Outputs, labels: Tensor | None) -> list[Tensor]:
         if labels is None or not self._labelled or self._classes is None:
-            zero = torch.zeros((), device=found[0].device)
+            zero = found[self._used[0]].new_zeros(())
             return [zero, zero]
         kind = self._kinds[self._classes]
         logits = _logits(kind, found[self._classes])

@@ -150,8 +150,11 @@ class Trainer:
         with torch.no_grad():
             for place in self._held[team.rank :: team.size]:
                 inputs, labels = self._tensors(place)
-                found, wanted = listed(self._student(**inputs)), listed(self._teacher(**inputs))
-                own = self._objective.terms(found, wanted, labels).double()
+                found, wanted = (
+                    [_double(x) for x in listed(network(**inputs))]
+                    for network in (self._student, self._teacher)
+                )
+                own = self._objective.terms(found, wanted, labels)
                 also = self._objective.facts(found, wanted, labels)
                 terms = own if terms is None else terms + own
                 facts = also if facts is None else facts + also
@@ -252,6 +255,10 @@ class Trainer:
 def listed(outputs: Any) -> tuple[Tensor, ...]:
     """Return what a network puts out as a tuple, also if it is one tensor."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 def _schedule(share: float, warm_up: float) -> float:

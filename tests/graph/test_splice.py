@@ -17,6 +17,7 @@ from onnxcp_passes.cp import Cp4
 
 from onnxcp.graph.chain import Chain, ConvStep, with_kernel
 from onnxcp.graph.model import Model, load
+from onnxcp.graph.origins import KEY
 from onnxcp.graph.site import find_sites
 from onnxcp.graph.splice import replace_kernels, splice
 from onnxcp.graph.walk import all_nodes, names_defined
@@ -97,6 +98,12 @@ class TestEverythingElse:
         for field, name in [("value_info", "name"), ("quantization_annotation", "tensor_name")]:
             said = [v for v in getattr(before, field) if getattr(v, name) != gone]
             assert list(getattr(after, field)) == said
+
+        # Of metadata there is a note on the new weights, and nothing else.
+        notes = [each for each in proto.metadata_props if each.key == KEY]
+        assert len(notes) == (1 if label == "splice" else 0)
+        for each in notes:
+            proto.metadata_props.remove(each)
 
         expected = build()
         for each in (expected, proto):

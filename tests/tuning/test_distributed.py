@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from onnxcp.graph.model import load, save
+from onnxcp.graph.model import load
 from onnxcp.tuning import finetune, to_torch
 from tests.networks import initializers
 from tests.tuning.students import QUICK, data, student, teacher
@@ -31,7 +31,7 @@ from dataclasses import replace
 from onnxcp.tuning.team import is_first
 
 folder = Path(sys.argv[1])
-settings = replace(QUICK, checkpoint=folder / "c", resume=len(sys.argv) > 2)
+settings = replace(QUICK, checkpoint=folder / "c")
 result = finetune(student(), teacher(), data(), settings)
 assert is_first() == (int(__import__("os").environ["RANK"]) == 0)
 save(result.model, folder / f"{__import__('os').environ['RANK']}.onnx")
@@ -64,7 +64,7 @@ def test_distributed_data_parallel_trains_the_same() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def launched(folder: Path, *more: str) -> list[str]:
+def launched(folder: Path) -> list[str]:
     """Run the program in two processes, as `accelerate launch` does; return what they print."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -75,7 +75,7 @@ def launched(folder: Path, *more: str) -> list[str]:
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(folder), *more],
+                [sys.executable, "-c", PROGRAM, str(folder)],
                 env={**os.environ, **place},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -97,14 +97,9 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     alone = finetune(student(), teacher(), data(), QUICK)
     assert before == pytest.approx(alone.before.loss, rel=1e-5)
     assert after == pytest.approx(alone.after.loss, rel=0.2)
-    save(alone.model, tmp_path / "alone.onnx")
-    start, found, trained = (
-        initializers(each.proto) for each in (student(), one, alone.model)
-    )
+    start, found, trained = (initializers(each.proto) for each in (student(), one, alone.model))
     moved = np.linalg.norm(trained["d"] - start["d"])
     assert np.linalg.norm(found["d"] - trained["d"]) < 0.5 * moved
-    # A training that is over is read from its checkpoint by both.
-    assert launched(tmp_path, "again") == outputs
 
 
 def test_a_batch_is_dealt_out_evenly() -> None:

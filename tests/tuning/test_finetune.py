@@ -16,6 +16,7 @@ from onnxcp.graph.model import Model, load
 from onnxcp.graph.origins import KEY
 from onnxcp.training import Training
 from onnxcp.tuning import finetune, from_torch, to_torch
+from onnxcp.tuning.recalibrate import recalibrate
 from tests.networks import difference, initializers, model_of, noise, run
 from tests.tuning.students import QUICK, data, rewritten, student, teacher
 
@@ -36,10 +37,15 @@ def with_norm() -> onnx.ModelProto:
     proto = teacher()
     nodes = list(proto.graph.node)
     nodes[0].output[0] = "h0"
-    norm = helper.make_node("BatchNormalization", ["h0", "g", "o", "m", "s"], ["h"], name="norm")
+    norm = helper.make_node("BatchNormalization", ["h0", "scale", "offset", "mean", "variance"], ["h"], name="norm")
     del proto.graph.node[:]
     proto.graph.node.extend([nodes[0], norm, *nodes[1:]])
-    values = {"g": np.ones(24), "o": np.zeros(24), "m": np.zeros(24), "s": 50 * np.ones(24)}
+    values = {
+        "scale": np.ones(24),
+        "offset": np.zeros(24),
+        "mean": np.zeros(24),
+        "variance": np.ones(24),
+    }
     for name, value in values.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(value.astype(np.float32), name))
     return proto
@@ -156,12 +162,14 @@ def test_labels_take_part() -> None:
 
 def test_statistics_of_batch_normalization_are_taken_anew() -> None:
     """Spoiled statistics are put right before the first step, though no weight may move."""
-    original = with_norm()
-    model = load(original)
-    tensors = dict(to_torch(model).named_tensors())
-    spoiled = from_torch(model, {**tensors, "m": tensors["m"] + 20, "s": tensors["s"] * 9})
-    result = finetune(spoiled, from_torch(model, tensors), data(200), replace(QUICK, rate=1e-12))
-    assert result.after.error < result.before.error / 2
+    module = to_torch(with_norm())
+    assert recalibrate(module, [{"x": torch.from_numpy(data(200)["x"])}])
+    original = from_torch(with_norm(), module)
+    tensors = dict(module.named_tensors())
+    moved = {"mean": tensors["mean"] + 20, "variance": tensors["variance"] * 9}
+    spoiled = from_torch(original, {**tensors, **moved})
+    result = finetune(spoiled, original, data(200), replace(QUICK, rate=1e-12))
+    assert result.after.error < result.before.error / 4
 
 
 def test_middle_factors_are_frozen_at_first() -> None:
@@ -245,7 +253,7 @@ def test_a_function_that_augments() -> None:
         return {"x": batch["x"] * 2}
 
     finetune(student(), teacher(), data(), replace(QUICK, epochs=1), augment=augment)
-    assert seen == [(15, 16, 12, 12)] * 2 + [(14, 16, 12, 12)] * 3
+    assert sorted(seen) == [(14, 16, 12, 12)] * 3 + [(15, 16, 12, 12)] * 2
 
 
 def test_a_model_of_a_fixed_batch() -> None:
@@ -312,7 +320,7 @@ class TestRefusals:
     def test_outputs_that_are_not_finite(self) -> None:
         original = teacher()
         tensors = dict(to_torch(original).named_tensors())
-        broken = from_torch(original, {**tensors, "w": tensors["w"] * 1e38})
+        broken = from_torch(original, {**tensors, "v": tensors["v"] * 5e37})
         with pytest.raises(DataError, match="is not finite"):
             finetune(student(), broken, data(), QUICK)
 

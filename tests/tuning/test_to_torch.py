@@ -28,7 +28,9 @@ from tests.tuning.oracle import assert_close, evaluated
 CHARNET = Path(__file__).parents[2] / "models" / "charnet" / "charnet.onnx"
 
 # Inductor writes C++, and wants a compiler for it.
-BACKENDS = ["eager", *(["inductor"] if shutil.which("g++") else [])]
+COMPILER = shutil.which("g++") is not None
+INDUCTOR = pytest.param("inductor", marks=pytest.mark.nightly)  # half a minute
+BACKENDS = ["eager", *([INDUCTOR] if COMPILER else [])]
 
 
 def small() -> onnx.ModelProto:

@@ -139,4 +139,3 @@ def _with_bias(values: Tensor, bias: Tensor | None, number: int) -> Tensor:
         return values
     given, inner = bias[number].chunk(2)
     return values + given + inner
-

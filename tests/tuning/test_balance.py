@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from onnxcp import Context, FactorizePass, load
+from onnxcp.graph.origins import Origin, origins
+from onnxcp.passes import find_pass
+from onnxcp.tuning import to_torch
+from onnxcp.tuning.balance import balance
+from onnxcp.tuning.module import OnnxModule, escaped
+from tests.networks import conv_model, feeds_for, model_of, noise
+
+
+def matrix_model(op: str, **attributes: Any) -> onnx.ModelProto:
+    shape = (5, 8) if attributes.get("transB") else (8, 5)
+    node = helper.make_node(op, ["x", "w"], ["y"], name="fc", **attributes)
+    return model_of([node], inputs={"x": (3, 8)}, weights={"w": noise(*shape)})
+
+
+def left_product() -> onnx.ModelProto:
+    node = helper.make_node("MatMul", ["w", "x"], ["y"], name="fc")
+    return model_of([node], inputs={"x": (8, 3)}, weights={"w": noise(5, 8)})
+
+
+def chain(model: onnx.ModelProto, family: str) -> tuple[OnnxModule, Origin]:
+    """Return a factorised network with its factors thrown off balance, in double precision."""
+    kind = find_pass(family)
+    assert issubclass(kind, FactorizePass)
+    proto = kind(rank=3).run(load(model), Context()).model.proto
+    module, (origin,) = to_torch(proto).double(), origins(proto)
+    with torch.no_grad():
+        for number, name in enumerate(origin.factors):
+            module.get_parameter(escaped(name)).mul_(10.0 ** (2 * number - 2))
+    return module, origin
+
+
+CASES = [
+    *((conv_model(), each) for each in ("channel-svd", "spatial-svd", "tucker2", "cp3", "cp4")),
+    (conv_model(channels=(4, 6), group=2), "cp3"),
+    (conv_model(op="ConvTranspose"), "cp3"),
+    (conv_model(op="ConvTranspose", channels=(4, 6), group=2), "tucker2"),
+    (conv_model((3,)), "cp3"),
+    (matrix_model("Gemm"), "channel-svd"),
+    (matrix_model("Gemm", transB=1), "channel-svd"),
+    (matrix_model("MatMul"), "channel-svd"),
+    (left_product(), "channel-svd"),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "family"), CASES, ids=[f"{number}-{family}" for number, (_, family) in enumerate(CASES)]
+)
+def test_the_outputs_stay_and_factors_become_of_one_size(
+    model: onnx.ModelProto, family: str
+) -> None:
+    module, origin = chain(model, family)
+    x = torch.from_numpy(feeds_for(model)["x"]).double()
+    before = module(x)
+    balance(module, [origin])
+    after = module(x)
+    # Scaled and scaled back a few dozen times.
+    torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-10 * float(before.abs().max()))
+    weights = [module.get_parameter(escaped(name)) for name in origin.factors]
+    norms = [float(each.norm()) for each in weights]
+    for one, other in pairwise(norms):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_channels_are_balanced_one_by_one() -> None:
+    module, origin = chain(conv_model(), "cp3")
+    balance(module, [origin])
+    first, middle, last = (module.get_parameter(escaped(name)) for name in origin.factors)
+    made = first.flatten(1).norm(dim=1)
+    torch.testing.assert_close(made, middle.flatten(1).norm(dim=1))
+    torch.testing.assert_close(made, last.transpose(0, 1).flatten(1).norm(dim=1))
+
+
+def test_a_channel_of_zeros_stays_one() -> None:
+    module, origin = chain(conv_model(), "cp3")
+    with torch.no_grad():
+        module.get_parameter(escaped(origin.factors[0]))[1] = 0
+    balance(module, [origin])
+    assert all(bool(p.isfinite().all()) for p in module.parameters())
+    assert not module.get_parameter(escaped(origin.factors[0]))[1].any()
+
+
+def test_what_something_else_reads_is_left_alone() -> None:
+    """One kernel at two nodes: their chains share factors."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["a", "w"], ["y"], name="second", pads=[1, 1, 1, 1]),
+    ]
+    model = model_of(nodes, inputs={"x": (1, 4, 6, 6)}, weights={"w": noise(4, 4, 3, 3)})
+    kind = find_pass("cp3")
+    assert issubclass(kind, FactorizePass)
+    proto = kind(rank=3).run(load(model), Context()).model.proto
+    module = to_torch(proto)
+    before = {name: tensor.clone() for name, tensor in module.named_tensors()}
+    balance(module, origins(proto))
+    for name, tensor in module.named_tensors():
+        np.testing.assert_array_equal(tensor.detach(), before[name].detach())
+
+
+def test_a_chain_with_a_nonlinearity_in_between_is_left_alone() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "u"], ["a"], name="one"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "v"], ["y"], name="two"),
+    ]
+    weights = {"u": noise(3, 4, 1, 1), "v": 9 * noise(4, 3, 1, 1)}
+    module = to_torch(model_of(nodes, inputs={"x": (1, 4, 6, 6)}, weights=weights))
+    balance(module, [Origin("c", "channel-svd", (3,), ("u", "v"))])
+    np.testing.assert_array_equal(module.get_parameter("u").detach(), weights["u"])
