@@ -5,9 +5,9 @@
 FOLDER holds `models/` and `data/`, as for `benchmarks.closed_form`, which compresses ResNet-20 and
 VDSR here, too. Training sees `cifar10_train4000`, flipped and moved, or patches of
 `train100_gray180`; CharNet, for a speed-up of the whole network, characters that
-`models.charnet.render` draws in typefaces that it is not tested on (`--characters` keeps them for the
-next time; drawing needs the extra `train` and the fonts). No label is looked at. What is trained is
-judged by samples that were held out of these; test data only score.
+`models.charnet.render` draws in typefaces that it is not tested on (`--characters` keeps them for
+the next time; drawing needs the extra `train` and the fonts). No label is looked at. What is
+trained is judged by samples that were held out of these; test data only score.
 
 `--training rate=1e-3,match=0.1` says how to train, in the words of `onnxcp.Training`.
 """
@@ -107,9 +107,7 @@ def compressed(name: str, arguments: argparse.Namespace) -> None:
         goal = case.goals.get(share)
         goal = best + goal if goal is not None and goal < 0 else goal
         found = task.score(tuned.model)
-        reached = (
-            "" if goal is None else f", to reach {goal:.2f}: {'yes' if found >= goal else 'no'}"
-        )
+        verdict = "" if goal is None else f", to reach {goal:.2f}: {said(found >= goal)}"
         print(f"{name}: fine-tuned {found:.2f} {unit} in {seconds:.0f} s{verdict}", flush=True)
 
 

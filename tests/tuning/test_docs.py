@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import onnx
+from onnxcp_passes.cp import Cp3
 
 from onnxcp import Context, load
 from onnxcp.graph.origins import KEY
-from onnxcp.passes import find_pass
 from onnxcp.tuning.operators.registry import CHECKS, OPERATORS
 from tests.networks import conv_model
 
@@ -41,7 +41,7 @@ def test_operators_said_to_be_refused_are_operators_and_are() -> None:
 
 
 def test_the_note_on_factors_has_the_fields_that_are_described() -> None:
-    model = find_pass("cp3")(rank=3).run(load(conv_model()), Context()).model  # type: ignore[call-arg]
+    model = Cp3(rank=3).run(load(conv_model()), Context()).model
     (entry,) = model.proto.metadata_props
     assert f"`{entry.key}`" in DOCS
     assert entry.key == KEY

@@ -37,7 +37,9 @@ def with_norm() -> onnx.ModelProto:
     proto = teacher()
     nodes = list(proto.graph.node)
     nodes[0].output[0] = "h0"
-    norm = helper.make_node("BatchNormalization", ["h0", "scale", "offset", "mean", "variance"], ["h"], name="norm")
+    norm = helper.make_node(
+        "BatchNormalization", ["h0", "scale", "offset", "mean", "variance"], ["h"], name="norm"
+    )
     del proto.graph.node[:]
     proto.graph.node.extend([nodes[0], norm, *nodes[1:]])
     values = {
