@@ -70,7 +70,7 @@ def test_the_outputs_stay_and_factors_become_of_one_size(
     # Scaled and scaled back a few dozen times.
     torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-10 * float(before.abs().max()))
     weights = [module.get_parameter(escaped(name)) for name in origin.factors]
-    norms = [float(each.norm()) for each in weights]
+    norms = [float(each.detach().norm()) for each in weights]
     for one, other in pairwise(norms):
         assert one == pytest.approx(other, rel=1e-6)
 
