@@ -123,9 +123,9 @@ def finetune(
                 f"What '{model.name}' or its teacher puts out for the samples is not finite."
             )
         balance(student, known)
-        _recalibrate(student, samples, training, team)
-        trainer.restart()
-    interrupted = False
+        if _recalibrate(student, samples, training, team):
+            trainer.restart()
+    interrupted, drawing = False, torch.get_rng_state()
     try:
         trainer.run(run, progress, told)
     except KeyboardInterrupt:
@@ -135,6 +135,8 @@ def finetune(
             f"There is not enough memory on the device for batches of {training.batch} samples; "
             "ask for smaller ones."
         ) from error
+    finally:
+        torch.set_rng_state(drawing)  # that of whoever called
     return _made(model, trainer, known, interrupted=interrupted)
 
 
@@ -205,11 +207,13 @@ def _objective(
     return objective
 
 
-def _recalibrate(student: OnnxModule, samples: Samples, training: Training, team: Team) -> None:
+def _recalibrate(student: OnnxModule, samples: Samples, training: Training, team: Team) -> bool:
     rng = np.random.default_rng(training.seed)
     places = samples.batches(samples.trained, training.batch, rng)[:_RECALIBRATING]
     batches = (samples.tensors(place)[0] for place in places)
-    recalibrate(student, ({n: x.to(team.device) for n, x in each.items()} for each in batches))
+    return recalibrate(
+        student, ({n: x.to(team.device) for n, x in each.items()} for each in batches)
+    )
 
 
 def _run(model: Model, master: Model, data: Data, training: Training, team: Team) -> dict[str, str]:
