@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnxcp.errors import OnnxcpError
-from onnxcp.graph.model import Model
+
+if TYPE_CHECKING:  # the command line reads settings from here, and prints help without ONNX
+    from onnxcp.graph.model import Model
 
 OPTIMIZERS = ("adamw", "sgd")
 DEVICES = ("auto", "cpu", "cuda")
