@@ -9,7 +9,9 @@ import contextlib
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -71,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     terminal = Terminal(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _run(arguments, terminal)
+
+
+def _run(arguments: Sequence[str], terminal: Terminal) -> int:
     try:
         code = cli.main(arguments, prog_name="onnxcp", obj=terminal, standalone_mode=False)
         sys.stdout.flush()
@@ -92,6 +100,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"An unexpected error, a fault of onnxcp; please report it: {detail}.", terminal)
         return FAULT
     return BAD_INPUT
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,
+) -> None:
+    """Print a warning of ours as a sentence; others say where they come from."""
+    if category.__module__.partition(".")[0] == "onnxcp":
+        _complain(f"Note that {message}.")
+    else:
+        click.echo(
+            warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False
+        )
 
 
 def _complain(sentence: str, terminal: Terminal | None = None) -> None:

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import onnxcp as package
+from onnxcp.linalg.cp import DegenerateWarning
 from tests.cli.conftest import Run
 
 COMMANDS = (
-    *("optimize", "inspect", "profile", "compare", "passes", "demo"),
-    *("export-torch", "import-torch"),
+    *("optimize", "plan", "inspect", "profile", "compare", "passes", "demo"),
+    *("finetune", "export-torch", "import-torch"),
 )
 HEAVY = ("onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "scipy", "rich", "jinja2", "torch")
 
@@ -59,3 +61,26 @@ def test_an_unknown_command(onnxcp: Run) -> None:
     done = onnxcp("optimise")
     assert done.code == 2
     assert "No such command 'optimise'" in done.err
+
+
+@pytest.mark.parametrize(
+    ("category", "shown"),
+    [
+        (DegenerateWarning, "onnxcp: Note that the 3 terms grew.\n"),
+        (RuntimeWarning, "somewhere.py:7: RuntimeWarning: the 3 terms grew\n"),
+    ],
+)
+def test_a_warning_is_a_line(
+    onnxcp: Run, monkeypatch: pytest.MonkeyPatch, category: type[Warning], shown: str
+) -> None:
+    """One of ours a sentence; of others also where it comes from."""
+
+    def warned(**_: object) -> None:
+        warnings.warn_explicit("the 3 terms grew", category, "somewhere.py", 7)
+
+    monkeypatch.setattr("onnxcp.cli.passes.passes.callback", warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        done = onnxcp("passes")
+    assert done.code == 0
+    assert done.err == shown
