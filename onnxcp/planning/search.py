@@ -198,11 +198,10 @@ def _approach(
     if choice.key() != tried[-1][1].key():
         # It was expected to take something else, and may have been taken for its luck.
         tried.append((timed(planner, choice, workshop), choice))
-        best = len(tried) - 1
-    rounds = tuple(replace(each, kept=n == best) for n, (each, _) in enumerate(tried))
-    if _is_met(goal, rounds[best], choice):
-        return choice, rounds, ""
-    return choice, rounds, _out_of_reach(goal, planner, rounds[best])
+    rounds = tuple(each for each, _ in tried[:-1])
+    last = replace(tried[-1][0], kept=True)
+    shortfall = "" if _is_met(goal, last, choice) else _out_of_reach(goal, planner, last)
+    return choice, (*rounds, last), shortfall
 
 
 def _is_met(goal: Goal, done: Round, choice: Choice) -> bool:
