@@ -192,10 +192,7 @@ class FactorizePass(Pass):
         for operands, target, gram in zip(groups, targets, grams, strict=True):
             options = {} if sweeps is None else {"sweeps": sweeps}
             refined.append(refine(product, operands, target, gram, **options)[0])
-        return tuple(
-            np.concatenate(parts).reshape(factor.shape)
-            for parts, factor in zip(zip(*refined, strict=True), factors, strict=True)
-        )
+        return _joined(refined, factors)
 
     def whitened(
         self, site: Site, ranks: Ranks, targets: Sequence[Floats], grams: Sequence[Floats]
@@ -225,10 +222,7 @@ class FactorizePass(Pass):
         factors = self.factorize(site.holding(np.concatenate(white)), ranks)
         groups = _operands(product, site, factors)
         undone = [each.undo(operands) for each, operands in zip(roots, groups, strict=True)]
-        return tuple(
-            np.concatenate(parts).reshape(factor.shape)
-            for parts, factor in zip(zip(*undone, strict=True), factors, strict=True)
-        )
+        return _joined(undone, factors)
 
     def cut(
         self,
@@ -482,6 +476,14 @@ def _operands(product: Product, site: Site, factors: Factors) -> list[list[Float
             operands.append(part.reshape(*part.shape[:channels], *sizes))
         groups.append(operands)
     return groups
+
+
+def _joined(groups: Iterable[Sequence[Floats]], like: Factors) -> Factors:
+    """Put the factors of all groups together again, in the shapes of others: undoes `_operands`."""
+    return tuple(
+        np.concatenate(parts).reshape(factor.shape)
+        for parts, factor in zip(zip(*groups, strict=True), like, strict=True)
+    )
 
 
 def selected(name: str, nodes: str, exclude: str = "") -> bool:
