@@ -7,6 +7,9 @@ Frobenius one, in which any decomposition can be run; dividing them out of the f
 Covariances of input patches are nearly such products, of their own marginals (of which the nearest
 product is made: Van Loan & Pitsianis 1993). What they are not is left to the fit that follows
 (`onnxcp.linalg.multilinear.refine`), and a start from the plain kernel is kept where it is better.
+Errors of some outputs may count more than those of others: a metric ``H`` of the outputs makes the
+norm ``tr H K G Kᵀ`` (with second moments of the gradients there, the curvature of the loss as
+Martens & Grosse 2015 approximate it).
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ class Whitening:
     roots: dict[str, tuple[Matrix, Matrix]]
 
     @classmethod
-    def of(cls, product: Product, gram: Floats, shape: Sequence[int]) -> Whitening:
+    def of(
+        cls, product: Product, gram: Floats, shape: Sequence[int], outputs: Floats | None = None
+    ) -> Whitening:
         """Take the marginals of a metric.
 
         A group is all subscripts of the kernel but `t` that an operand has. For a channel SVD there
@@ -57,6 +62,8 @@ class Whitening:
             Positive semidefinite, of ``P = S prod(k)``.
         shape : sequence of int
             ``(T, S, *k)``.
+        outputs : (T, T) ndarray, optional
+            What errors of outputs count, positive semidefinite; by default all the same.
         """
         axes = product.kernel[1:]
         full = np.asarray(gram, np.float64).reshape(*shape[1:], *shape[1:])
@@ -66,7 +73,9 @@ class Whitening:
             second = "".join(c.upper() if c in group else c for c in axes)
             marginal = np.einsum(f"{axes}{second}->{group}{group.upper()}", full)
             size = int(np.sqrt(marginal.size))
-            roots[group] = _roots(marginal.reshape(size, size))
+            roots[group] = square_roots(marginal.reshape(size, size))
+        if outputs is not None:
+            roots[product.kernel[0]] = square_roots(np.asarray(outputs, np.float64))
         return cls(product, roots)
 
     def whiten(self, kernel: Floats) -> Matrix:
@@ -95,7 +104,20 @@ def _along(matrix: Matrix, tensor: Floats, letters: str, group: str) -> Matrix:
     return np.moveaxis(made, range(len(axes)), axes)
 
 
-def _roots(marginal: Matrix) -> tuple[Matrix, Matrix]:
-    values, basis = np.linalg.eigh(marginal)
+def square_roots(metric: Matrix) -> tuple[Matrix, Matrix]:
+    """Return the symmetric root of a metric and its inverse.
+
+    What hardly counts is taken to count a little, so that there is an inverse.
+
+    Parameters
+    ----------
+    metric : (n, n) ndarray
+        Positive semidefinite.
+
+    Returns
+    -------
+    root, inverse : (n, n) ndarray
+    """
+    values, basis = np.linalg.eigh(metric)
     root = np.sqrt(np.maximum(values, _FLOOR * max(float(values[-1]), np.finfo(float).tiny)))
     return (basis * root) @ basis.T, (basis / root) @ basis.T

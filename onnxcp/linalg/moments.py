@@ -14,6 +14,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from onnxcp.linalg.metric import square_roots
+
 Floats = NDArray[np.floating[Any]]
 Matrix = NDArray[np.float64]
 
@@ -202,13 +204,15 @@ def penalty(moments: Moments, strength: float) -> float:
     return strength * (mean if mean > 0 else 1.0)
 
 
-def reduced_rank(weight: Floats, gram: Floats, rank: int) -> tuple[Matrix, Matrix]:
+def reduced_rank(
+    weight: Floats, gram: Floats, rank: int, outputs: Floats | None = None
+) -> tuple[Matrix, Matrix]:
     """Cut a linear map to a lower rank, at the least error for inputs of a given covariance.
 
-    Minimises ``tr (W - B A) G (W - B A)'``: B holds the leading eigenvectors of ``W G W'`` and
-    ``A = B' W`` (reduced-rank regression, Izenman 1975; in this form Zhang et al. 2016,
-    equation 4, for the covariance of the outputs). With W a regression on x of covariance G it is
-    the best map of this rank from x to the targets.
+    Minimises ``tr H (W - B A) G (W - B A)'``: with ``H`` the identity, B holds the leading
+    eigenvectors of ``W G W'`` and ``A = B' W`` (reduced-rank regression, Izenman 1975; in this form
+    Zhang et al. 2016, equation 4, for the covariance of the outputs). With W a regression on x of
+    covariance G it is the best map of this rank from x to the targets.
 
     Parameters
     ----------
@@ -217,14 +221,20 @@ def reduced_rank(weight: Floats, gram: Floats, rank: int) -> tuple[Matrix, Matri
         Positive semidefinite.
     rank
         R, from 1 to T.
+    outputs : (T, T) ndarray, optional
+        H, what errors of outputs count, positive semidefinite; by default all the same.
 
     Returns
     -------
     first : (R, P) ndarray
     last : (T, R) ndarray
-        Orthonormal columns.
+        Orthonormal columns, if all outputs count the same.
     """
     weight = np.asarray(weight, np.float64)
+    if outputs is not None:
+        root, inverse = square_roots(np.asarray(outputs, np.float64))
+        first, last = reduced_rank(root @ weight, gram, rank)
+        return first, inverse @ last
     covariance = np.asarray(weight @ gram, np.float64) @ weight.T
     covariance = (covariance + covariance.T) / 2
     last = scipy.linalg.eigh(covariance, check_finite=False)[1][:, ::-1][:, :rank]

@@ -137,11 +137,15 @@ def tucker2_kernel(input_factor: ArrayLike, core: ArrayLike, output_factor: Arra
 
 
 def tucker2_outputs(
-    kernel: ArrayLike, gram: NDArray[np.floating], input_factor: ArrayLike, rank: int
+    kernel: ArrayLike,
+    gram: NDArray[np.floating],
+    input_factor: ArrayLike,
+    rank: int,
+    outputs: NDArray[np.floating] | None = None,
 ) -> tuple[Kernel, Factor]:
     """Solve for the core and the output factor together, in the norm of the data.
 
-    Minimises ``tr (K - Y) G (K - Y)ᵀ`` over all kernels Y of the given input factor and output
+    Minimises ``tr H (K - Y) G (K - Y)ᵀ`` over all kernels Y of the given input factor and output
     rank. With ``F = (U_S ⊗ I)ᵀ`` what the first step makes of input patches, that is the regression
     ``B = K G Fᵀ (F G Fᵀ)⁻¹`` cut to the rank in the norm of ``F G Fᵀ``: exact, where alternation
     over the two factors only comes near. Costs ``R_S P² + R_S P T prod(k)`` multiply-adds and a
@@ -156,15 +160,17 @@ def tucker2_outputs(
     input_factor : (S, R_S) array_like
     rank : int
         Output rank ``R_T``; more than there can be counts as that.
+    outputs : (T, T) ndarray, optional
+        What errors of outputs count, H; by default all the same.
 
     Returns
     -------
     core : (R_T, R_S, *k) ndarray
     output_factor : (T, R_T) ndarray
-        Orthonormal columns.
+        Orthonormal columns, if all outputs count the same.
     """
     weight = np.asarray(kernel)
-    outputs, inputs, *spatial = weight.shape
+    channels, inputs, *spatial = weight.shape
     basis = np.asarray(input_factor, gram.dtype).T
     size = prod(spatial)
 
@@ -175,11 +181,11 @@ def tucker2_outputs(
 
     features = through(gram)
     normal = np.asarray(through(features.T.copy()), np.float64)
-    right = np.asarray(features @ weight.reshape(outputs, -1).T.astype(gram.dtype), np.float64)
+    right = np.asarray(features @ weight.reshape(channels, -1).T.astype(gram.dtype), np.float64)
     normal = (normal + normal.T) / 2
     jitter = _JITTER * float(np.trace(normal)) / len(normal) or 1.0
     mixed = np.linalg.solve(normal + jitter * np.eye(len(normal)), right).T
-    core, output_factor = reduced_rank(mixed, normal, min(rank, outputs))
+    core, output_factor = reduced_rank(mixed, normal, min(rank, channels), outputs)
     return core.reshape(-1, len(basis), *spatial), output_factor
 
 

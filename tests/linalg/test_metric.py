@@ -62,14 +62,31 @@ def test_the_norm_becomes_frobenius_where_it_is_separable(
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-6)
 
 
+def test_errors_of_outputs_count_what_they_are_said_to() -> None:
+    gram, outputs = positive(30, 1), positive(7, 5)
+    roots = Whitening.of(CHANNEL, gram, SHAPE, outputs)
+    for seed in range(3):
+        kernel = normal(SHAPE, seed)
+        flat = kernel.reshape(7, -1)
+        counted = np.trace(outputs @ flat @ gram @ flat.T)
+        assert np.sum(roots.whiten(kernel) ** 2) == pytest.approx(counted)
+    kernel = normal(SHAPE)
+    found = roots.undo(channel_svd(roots.whiten(kernel), 3))
+    exact = reduced_rank(kernel.reshape(7, -1), gram, 3, outputs)
+    np.testing.assert_allclose(
+        CHANNEL.multiply(found).reshape(7, -1), exact[1] @ exact[0], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("outputs", [None, positive(7, 5)], ids=["alike", "by-a-metric"])
 @pytest.mark.parametrize("product", [CHANNEL, SPATIAL, TUCKER, CP3, CP4], ids=str)
-def test_undoing_is_the_inverse(product: Product) -> None:
+def test_undoing_is_the_inverse(product: Product, outputs: np.ndarray | None) -> None:
     sizes = {"t": 7, "s": 5, "i": 3, "j": 2, "r": 4, "p": 3, "q": 4}
     factors = [
         normal(tuple(sizes[letter] for letter in letters), seed=n)
         for n, letters in enumerate(product.operands)
     ]
-    roots = Whitening.of(product, positive(30, 1), SHAPE)
+    roots = Whitening.of(product, positive(30, 1), SHAPE, outputs)
     made = product.multiply(roots.undo(factors))
     np.testing.assert_allclose(roots.whiten(made), product.multiply(factors), atol=1e-7)
 

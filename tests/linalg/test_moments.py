@@ -244,6 +244,17 @@ class TestReducedRank:
         np.testing.assert_allclose(last.T @ last, np.eye(rank), atol=1e-12)
         assert first.shape == (rank, 6)
 
+    @pytest.mark.parametrize("rank", [1, 2, 3, 4])
+    def test_is_eckart_young_between_two_metrics(self, rank: int) -> None:
+        rng = np.random.default_rng(0)
+        weight = rng.standard_normal((4, 6))
+        right, left = rng.standard_normal((6, 6)), np.diag([3.0, 1.0, 0.5, 0.1])
+        first, last = reduced_rank(weight, right @ right.T, rank, left @ left)
+        u, s, v = np.linalg.svd(left @ weight @ right, full_matrices=False)
+        np.testing.assert_allclose(
+            left @ last @ first @ right, (u * s)[:, :rank] @ v[:rank], atol=1e-9
+        )
+
     @given(
         sizes=st.tuples(*[st.integers(1, 6)] * 3),
         condition=st.sampled_from([1.0, 1e3, 1e12]),

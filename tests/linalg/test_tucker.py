@@ -175,6 +175,19 @@ class TestInTheNormOfTheData:
             assert best <= reached * (1 + 1e-6)
             assert reached == pytest.approx(best, rel=0.02)
 
+    @pytest.mark.parametrize("rank", [1, 3, 6])
+    def test_errors_of_outputs_may_count_differently(self, rank: int) -> None:
+        """Scaling the outputs, solving and scaling back is the same by another way."""
+        gram, scales = positive(36), np.geomspace(1, 0.05, 7)
+        found = tucker.tucker2_outputs(self.KERNEL, gram, self.BASIS, rank, np.diag(scales**2))
+        scaled = self.KERNEL * scales[:, None, None, None]
+        core, outer = tucker.tucker2_outputs(scaled, gram, self.BASIS, rank)
+        np.testing.assert_allclose(
+            tucker.tucker2_kernel(self.BASIS, *found),
+            tucker.tucker2_kernel(self.BASIS, core, outer / scales[:, None]),
+            atol=1e-9,
+        )
+
     def test_with_no_metric_it_is_a_step_of_hooi(self) -> None:
         core, outer = tucker.tucker2_outputs(self.KERNEL, np.eye(36), self.BASIS, 4)
         half = np.einsum("tsij,sp->tpij", self.KERNEL, self.BASIS).reshape(7, -1)
