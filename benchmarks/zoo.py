@@ -7,8 +7,9 @@ may show a traceback; and what was written must compute what was stated: a netwo
 alone exactly the same, an optimised one within the error that was reported. Exits with 1 if any
 file does not.
 
-With --samples the networks are refitted on so many random inputs, and looked at on all of them. A
-network that cannot be had on random inputs is optimised without.
+With --samples the networks are refitted on so many random inputs, on fewer where inputs are large
+(volumes), and looked at on all of them. A network that cannot be had on random inputs is optimised
+without.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from onnxcp.profiling.compare import compare
 from onnxcp.profiling.inputs import random_feeds
 from onnxcp.profiling.machine import runnable_feeds
 from onnxcp.profiling.session import infer
+
+# Values in all inputs together: 16 volumes of 256x256x256 would take an hour.
+ELEMENTS = 2**25
 
 DEFAULT = "--macs 0.5 --families channel-svd,spatial-svd,tucker2"
 _LOADER = """
@@ -134,6 +138,8 @@ def _samples(path: Path, count: int) -> list[Feeds]:
     try:
         session = machine.open(load(path))
         shapes = {name: v.shape for name, v in runnable_feeds(session, {}, path.name).items()}
+        size = sum(math.prod(shape) for shape in shapes.values())
+        count = min(count, max(2, ELEMENTS // max(size, 1)))
         return [random_feeds(session, shapes=shapes, seed=1 + n) for n in range(count)]
     except OnnxcpError:
         return []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
@@ -22,8 +23,9 @@ from onnxcp.planning.goal import Goal
 from onnxcp.planning.option import Decision
 from onnxcp.planning.plan import Plan
 from onnxcp.profiling.compare import OutputDifference
-from onnxcp.profiling.inputs import Shape, session_inputs
+from onnxcp.profiling.inputs import Shape, name_shapes, session_inputs
 from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
+from onnxcp.profiling.session import infer
 from onnxcp.progress import Progress, silent
 from onnxcp.rewriting import Rewrite, Work, by_choice, by_passes, given_back
 from onnxcp.settings import Settings
@@ -247,7 +249,8 @@ def _work(
     progress("loading", 0, 1)
     session = machine.open(original)
     calibration, scored = _data(session, data, labelled)
-    feeds = runnable_feeds(session, settings.input_shapes, original.name)
+    samples = calibration or scored
+    feeds = _feeds(session, settings.input_shapes, original.name, samples)
     score = scorer(feeds, scored, evaluate)
     if settings.goal.max_accuracy_drop is not None and score is None:
         raise OnnxcpError("A largest drop needs labelled data or a function that scores.")
@@ -257,7 +260,7 @@ def _work(
         shapes=_shapes(original, feeds, machine),
         feeds=feeds,
         calibration=calibration,
-        samples=calibration or scored,
+        samples=samples,
         score=score,
         baseline=None if score is None else score(session),
         cache=settings.cache,
@@ -374,6 +377,24 @@ def _data(
     specs = session_inputs(session)
     scored = None if labelled is None else load_labelled(labelled, specs)
     return None if data is None else load_calibration(data, specs), scored
+
+
+def _feeds(
+    session: ort.InferenceSession, shapes: Mapping[str, Shape], label: str, samples: Data | None
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what to time networks on: samples, where they have the shapes that are asked for.
+
+    Some networks run only on values that mean something (a sampling rate).
+    """
+    wanted = name_shapes(session_inputs(session), shapes)
+    if samples is not None:
+        size = max((shape[0] for shape in wanted.values() if shape), default=None)
+        size = size or samples.fixed_batch or 1
+        feeds = samples.feeds(0, np.arange(min(size, len(samples.parts[0]))))
+        if all(feeds[name].shape == shape for name, shape in wanted.items()):
+            infer(session, feeds, label=f"'{label}'")
+            return feeds
+    return runnable_feeds(session, shapes, label)
 
 
 def _shapes(model: Model, feeds: Feeds, machine: Machine) -> dict[str, Shape]:

@@ -51,7 +51,8 @@ class Settings:
     machine
         Where the network will run.
     input_shapes
-        Shapes of inputs, by name, to measure with. Open extents are otherwise taken as 1, and
+        Shapes of inputs, by name, to measure with. Without them, or beside samples of these
+        shapes, a sample is measured with; without samples, too, open extents are taken as 1, and
         those of the spatial axes of images as 224.
     refit
         How what replaces sites is fitted to data, where there are any.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -75,6 +76,59 @@ def settings(**options: object) -> Settings:
 def run(model: onnx.ModelProto, image: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"image": image})[0]
+
+
+def shaped_by_an_input() -> onnx.ModelProto:
+    """A network that runs only on values that mean something: one input is a shape."""
+    g = GraphBuilder("shaped")
+    x = g.input("image", ["N", 3, "H", 16])
+    x = g.conv(x, 3, 32, 3, name="body", pads=1, weight=low_rank(32, 3, 3, 2, 0))
+    proto = g.model([x])
+    graph = proto.graph
+    form = onnx.helper.make_tensor_value_info("form", onnx.TensorProto.INT64, [2])
+    graph.input.append(form)
+    graph.node.append(onnx.helper.make_node("Reshape", [x, "form"], ["flat"]))
+    flat = onnx.helper.make_tensor_value_info("flat", onnx.TensorProto.FLOAT, [None, None])
+    graph.output[0].CopyFrom(flat)
+    return proto
+
+
+@pytest.mark.usefixtures("timings")
+class TestWhatIsTimed:
+    CHOICE: ClassVar = {"energy": WITHIN, "families": ("channel-svd",)}
+
+    @staticmethod
+    def samples(batch: int = 3, count: int = 8) -> list[dict[str, np.ndarray]]:
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal((count, batch, 3, 24, 16)).astype(np.float32)
+        return [{"image": each, "form": np.array([batch, -1])} for each in images]
+
+    def test_samples_where_random_values_would_not_do(self) -> None:
+        with pytest.raises(ModelError, match="cannot run"):
+            optimize(shaped_by_an_input(), settings(**self.CHOICE))
+        result = optimize(shaped_by_an_input(), settings(**self.CHOICE), data=self.samples())
+        assert result.improved
+        assert result.shapes["image"] == (3, 3, 24, 16)
+
+    @pytest.mark.parametrize(
+        ("shapes", "timed"),
+        [({}, (1, 3, 16, 16)), ({"image": (4, 3, 16, 16)}, (4, 3, 16, 16))],
+        ids=["one", "as-many-as-asked-for"],
+    )
+    def test_samples(self, shapes: dict[str, tuple[int, ...]], timed: tuple[int, ...]) -> None:
+        images = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
+        result = optimize(
+            network(), settings(**self.CHOICE, input_shapes=shapes), data={"image": images}
+        )
+        assert result.shapes["image"] == timed
+
+    def test_random_values_of_the_shape_that_was_asked_for(self) -> None:
+        images = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
+        shapes = {"image": (32, 3, 16, 16)}
+        result = optimize(
+            network(), settings(**self.CHOICE, input_shapes=shapes), data={"image": images}
+        )
+        assert result.shapes["image"] == (32, 3, 16, 16)
 
 
 @pytest.mark.usefixtures("timings")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcp.calibration.files import Batch, find_files
-from onnxcp.calibration.fit import Fitted, agree, count_samples, fit, join
+from onnxcp.calibration.fit import Part, agree, fit, fixed_batch, join
 from onnxcp.calibration.images import Normalize
 from onnxcp.calibration.preprocess import Preprocess
 from onnxcp.calibration.sources import CalibrationSource, DataSource, Found, find
@@ -24,31 +25,32 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Samples for every input of a model, the first axis counting them.
-
-    A scalar is no sample: it belongs to every batch.
+    """Samples for every input of a model.
 
     Attributes
     ----------
     parts
-        Arrays by input name, in the types they were stored in. Samples of one shape are one part;
-        those of several (pictures of varied size) are as many as they came in batches.
+        Samples of one shape are one part; those of several (pictures of varied size) are as many
+        as they came in batches.
     specs
         What the model wants.
-    labels
-        True classes, ``(samples,)``, or None.
     normalize
         What is done to stored pixels when they are dealt out: as bytes they take a quarter of the
         memory.
     """
 
-    parts: tuple[Mapping[str, Array], ...]
+    parts: tuple[Part, ...]
     specs: tuple[InputSpec, ...]
-    labels: npt.NDArray[np.int64] | None = None
     normalize: Normalize | None = None
 
     def __len__(self) -> int:
-        return sum(map(count_samples, self.parts))
+        return sum(map(len, self.parts))
+
+    @functools.cached_property
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """True classes, ``(samples,)``, or None."""
+        labels = [part.labels for part in self.parts if part.labels is not None]
+        return np.concatenate(labels) if labels else None
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Yield feeds of `size` samples in the types that the model wants; the last of fewer.
@@ -66,8 +68,7 @@ class Data:
 
     def labels_of(self, part: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
         """Return the labels of some samples of a part, if there are labels."""
-        before = sum(map(count_samples, self.parts[:part]))
-        return None if self.labels is None else self.labels[before + rows]
+        return self.parts[part].rows(rows).labels
 
     def batch_count(self, size: int) -> int:
         """Return how many batches `batches` yields."""
@@ -75,34 +76,31 @@ class Data:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch size that the model insists on, at the first input to do so, or None."""
-        return _fixed_batch(self.specs)
+        """The batch size that the model insists on, or None."""
+        return fixed_batch(self.specs)
 
     @property
     def used(self) -> int:
         """How many samples `batches` yields."""
         return sum(stop - start for _, start, stop in self._cuts(len(self)))
 
-    def _cuts(self, size: int) -> Iterator[tuple[Mapping[str, Array], int, int]]:
-        fixed = self.fixed_batch
+    def _cuts(self, size: int) -> Iterator[tuple[Part, int, int]]:
         for part in self.parts:
-            count = count_samples(part)
-            stop = count - count % fixed if fixed else count
-            step = fixed or (count if len(self.parts) > 1 else size)
+            fixed = None if part.whole else self.fixed_batch
+            stop = len(part) - len(part) % fixed if fixed else len(part)
+            step = fixed or (len(part) if len(self.parts) > 1 else size)
             for start in range(0, stop, step):
                 yield part, start, min(start + step, stop)
 
-    def _feeds(
-        self, part: Mapping[str, Array], which: slice | npt.NDArray[np.int64]
-    ) -> dict[str, Array]:
+    def _feeds(self, part: Part, which: slice | npt.NDArray[np.int64]) -> dict[str, Array]:
+        arrays = part.rows(which).arrays
         feeds = {}
         for spec in self.specs:
-            values = part[spec.name]
-            cut = values[which] if values.ndim else values
+            values = arrays[spec.name]
             if self.normalize is not None:
-                cut = self.normalize(cut)
+                values = self.normalize(values)
             dtype = np.dtype(object) if spec.dtype == "string" else spec.dtype
-            feeds[spec.name] = np.asarray(cut, dtype=dtype, order="C")
+            feeds[spec.name] = np.asarray(values, dtype=dtype, order="C")
         return feeds
 
 
@@ -129,7 +127,8 @@ def load_data(
         - a picture, for a model of one input of four axes;
         - an `onnxruntime.quantization.CalibrationDataReader`, or an iterable, that gives
           dictionaries of arrays, or of what `numpy.asarray` takes: each is one batch. Batches
-          whose samples differ in shape stay as they are;
+          whose samples differ in shape stay as they are, and so do those of a model whose inputs
+          have no first axis in common (a state of 2x1x64 beside a signal of 1x512);
         - a function without arguments that returns one of these.
 
         An array `label`, `labels` or `y` of one class per sample, if no input is named so, is
@@ -155,7 +154,7 @@ def load_data(
         If something cannot be read or does not fit the model, or is not finite; says what is
         wanted and what is given.
     """
-    fixed = _fixed_batch(specs)
+    fixed = fixed_batch(specs)
     if samples is not None and samples < (least := fixed or 1):
         raise DataError(f"Of {samples} samples no batch of {least} can be made; ask for more.")
     found = find(source, specs, preprocess)
@@ -184,13 +183,7 @@ def load_data(
                 f"The samples of {found.origin} differ in shape, and nowhere do {fixed} of one "
                 "shape come together, the batch that the model is fixed at."
             )
-    labels = [each.labels for each in taken if each.labels is not None]
-    return Data(
-        tuple(each.arrays for each in taken),
-        tuple(specs),
-        np.concatenate(labels) if labels else None,
-        found.normalize,
-    )
+    return Data(tuple(taken), tuple(specs), found.normalize)
 
 
 def load_labelled(source: DataSource, specs: Sequence[InputSpec]) -> Data:
@@ -246,13 +239,13 @@ def load_training(source: DataSource | CalibrationSource, specs: Sequence[InputS
 
 def _taken(
     found: Found, specs: Sequence[InputSpec], samples: int | None, rng: np.random.Generator
-) -> list[Fitted]:
+) -> list[Part]:
     """Read batches until there are enough samples; return them in the order of the source."""
     order: Iterable[tuple[int, Batch]] = enumerate(found.batches)
     if samples is not None and isinstance(found.batches, Sequence):
         batches = found.batches
         order = ((int(place), batches[place]) for place in rng.permutation(len(batches)))
-    taken: dict[int, Fitted] = {}
+    taken: dict[int, Part] = {}
     count = 0
     for place, batch in order:
         taken[place] = fit(batch.origin, batch.read(), specs)
@@ -262,8 +255,3 @@ def _taken(
     if len({each.labels is None for each in taken.values()}) > 1:
         raise DataError(f"Some batches of {found.origin} have labels, and others have none.")
     return [taken[place] for place in sorted(taken)]
-
-
-def _fixed_batch(specs: Iterable[InputSpec]) -> int | None:
-    firsts = (spec.shape[0] for spec in specs if spec.shape)
-    return next((size for size in firsts if isinstance(size, int)), None)

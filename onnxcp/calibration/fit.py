@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,23 +19,46 @@ LABELS = ("label", "labels", "y")
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """A batch that fits the model: as many rows in every array, and as many labels if any."""
+class Part:
+    """Samples that fit the model and go together.
+
+    Attributes
+    ----------
+    arrays
+        By input name, in the types they were stored in; the first axis counts samples. A scalar
+        belongs to all of them.
+    labels
+        True classes, ``(samples,)``, or None.
+    whole
+        That this is one sample, of which nothing can be cut off: the first axes of the inputs mean
+        different things.
+    """
 
     arrays: dict[str, Array]
-    labels: npt.NDArray[np.int64] | None
+    labels: npt.NDArray[np.int64] | None = None
+    whole: bool = False
 
     def __len__(self) -> int:
-        return count_samples(self.arrays)
+        if self.whole:
+            return 1
+        return next((len(array) for array in self.arrays.values() if array.ndim), 1)
 
-    def rows(self, which: npt.NDArray[np.int64]) -> Fitted:
+    def rows(self, which: slice | npt.NDArray[np.int64]) -> Part:
         """Return some of its samples."""
+        if self.whole:
+            return self
         arrays = {name: each[which] if each.ndim else each for name, each in self.arrays.items()}
-        return Fitted(arrays, None if self.labels is None else self.labels[which])
+        labels = None if self.labels is None else self.labels[which]
+        return Part(arrays, labels)
 
 
-def fit(origin: str, stored: dict[str, Array], specs: Sequence[InputSpec]) -> Fitted:
+def fit(origin: str, stored: dict[str, Array], specs: Sequence[InputSpec]) -> Part:
     """Pick a model's inputs, and labels if there are any, out of the arrays of a batch.
+
+    A model may say itself that the first axes of its inputs do not count the same: one is fixed
+    (the state of a recurrent network, layers first), others are open or fixed otherwise. What such
+    a model is given at once is one sample, unless the axis is fixed at 1 and nothing else was
+    given: then it counts samples, which are dealt out one by one.
 
     Raises
     ------
@@ -56,12 +80,35 @@ def fit(origin: str, stored: dict[str, Array], specs: Sequence[InputSpec]) -> Fi
     lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
     if labels is not None:
         lengths["labels"] = len(labels)
+    elif _one_sample(specs, lengths):
+        for spec in specs:
+            first = spec.shape[0] if spec.shape else None
+            if isinstance(first, int) and first != lengths[spec.name]:
+                raise _wrong(origin, spec, _shape(arrays[spec.name]))
+        return Part(arrays, whole=True)
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"'{name}' {count}" for name, count in lengths.items())
         raise DataError(f"The arrays of {origin} differ in their number of samples: {counts}.")
     if not arrays or 0 in lengths.values():
         raise DataError(f"In {origin} are no samples.")
-    return Fitted(arrays, labels)
+    return Part(arrays, labels)
+
+
+def fixed_batch(specs: Iterable[InputSpec]) -> int | None:
+    """Return the batch size that a model insists on, or None.
+
+    There is none, either, where first axes do not count the same (see `fit`).
+    """
+    firsts = {spec.shape[0] for spec in specs if spec.shape}
+    size = max((extent for extent in firsts if isinstance(extent, int)), default=None)
+    return size if size == 1 or len(firsts) == 1 else None
+
+
+def _one_sample(specs: Sequence[InputSpec], lengths: Mapping[str, int]) -> bool:
+    firsts = {spec.shape[0] for spec in specs if spec.shape}
+    differ = len(set(lengths.values())) > 1
+    fixed = any(isinstance(extent, int) for extent in firsts)
+    return fixed and len(firsts) > 1 and (differ or fixed_batch(specs) is None)
 
 
 def _labels(origin: str, found: dict[str, Array]) -> npt.NDArray[np.int64] | None:
@@ -76,11 +123,7 @@ def _labels(origin: str, found: dict[str, Array]) -> npt.NDArray[np.int64] | Non
 
 
 def _fitting(origin: str, spec: InputSpec, values: Array) -> Array:
-    def wrong(what: str) -> DataError:
-        return DataError(
-            f"Array '{spec.name}' of {origin} {what}; input {spec} wants {spec.dtype}."
-        )
-
+    wrong = functools.partial(_wrong, origin, spec)
     if spec.dtype == "string":
         if values.dtype.kind not in "OUS":
             raise wrong(f"is of type {values.dtype}")
@@ -92,10 +135,18 @@ def _fitting(origin: str, spec: InputSpec, values: Array) -> Array:
     elif not np.can_cast(values.dtype, spec.dtype, casting="same_kind"):
         raise wrong(f"is of type {values.dtype}")
     if not _same_shape(values.shape, spec.shape):
-        raise wrong(f"has shape {list(values.shape)}")
+        raise wrong(_shape(values))
     if spec.dtype != "string" and (problem := _unfit_numbers(values, spec.dtype)):
         raise wrong(problem)
     return values
+
+
+def _wrong(origin: str, spec: InputSpec, what: str) -> DataError:
+    return DataError(f"Array '{spec.name}' of {origin} {what}; input {spec} wants {spec.dtype}.")
+
+
+def _shape(values: Array) -> str:
+    return f"has shape {list(values.shape)}"
 
 
 def _same_shape(given: tuple[int, ...], wanted: tuple[int | str | None, ...]) -> bool:
@@ -125,8 +176,10 @@ def _unfit_numbers(values: Array, wanted: np.dtype[Any]) -> str:
     return "" if within else "holds values that are out of range"
 
 
-def agree(batches: Sequence[Fitted]) -> bool:
+def agree(batches: Sequence[Part]) -> bool:
     """Whether batches can be joined: samples of one shape, scalars of one value."""
+    if len(batches) > 1 and any(batch.whole for batch in batches):
+        return False
     first = batches[0].arrays
 
     def alike(one: Array, other: Array) -> bool:
@@ -139,7 +192,7 @@ def agree(batches: Sequence[Fitted]) -> bool:
     )
 
 
-def join(batches: Sequence[Fitted]) -> Fitted:
+def join(batches: Sequence[Part]) -> Part:
     """Make one batch of batches that agree, all with labels or all without."""
     if len(batches) == 1:
         return batches[0]
@@ -148,9 +201,4 @@ def join(batches: Sequence[Fitted]) -> Fitted:
         for name, value in batches[0].arrays.items()
     }
     labels = [batch.labels for batch in batches if batch.labels is not None]
-    return Fitted(arrays, np.concatenate(labels) if labels else None)
-
-
-def count_samples(arrays: Mapping[str, Array]) -> int:
-    """Return how many samples arrays hold; scalars alone are one."""
-    return next((len(array) for array in arrays.values() if array.ndim), 1)
+    return Part(arrays, np.concatenate(labels) if labels else None)

@@ -127,7 +127,8 @@ def input_shapes_option(command: Command) -> Command:
         default="",
         metavar="TEXT",
         help="Shapes of inputs to measure with, such as 'x:8,3,224,224 mask:8,77'. A model of one "
-        "input needs no name. Open extents are otherwise 1, those of pictures 224.",
+        "input needs no name. Otherwise that of a sample, if there are any, or with open extents "
+        "of 1, those of pictures of 224.",
     )(command)
 
 

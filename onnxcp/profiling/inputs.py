@@ -101,6 +101,27 @@ def parse_input_shapes(text: str) -> dict[str, Shape]:
     return shapes
 
 
+def name_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return shapes by input, where the single one of a model of one input has no name.
+
+    Raises
+    ------
+    DataError
+        If there is no such input, or a name is missing.
+    """
+    if list(shapes) == [""]:
+        if len(specs) != 1:
+            raise DataError(
+                f"The input shape {_text(shapes[''])} needs a name, since the model has "
+                f"{len(specs)} inputs: {_names(spec.name for spec in specs)}."
+            )
+        return {specs[0].name: shapes[""]}
+    for name in shapes:
+        if all(name != spec.name for spec in specs):
+            raise _no_such_input(name, specs)
+    return dict(shapes)
+
+
 def resolve_shapes(
     specs: Sequence[InputSpec],
     shapes: Mapping[str, Shape] | None = None,
@@ -122,7 +143,7 @@ def resolve_shapes(
     DataError
         If a given shape does not fit the model.
     """
-    given = _named(specs, shapes or {})
+    given = name_shapes(specs, shapes or {})
     symbols: dict[str, int] = {}
     for spec in specs:
         if spec.name in given:
@@ -154,7 +175,7 @@ def assume_extents(
     DataError
         If a given shape does not fit the model.
     """
-    given = _named(specs, shapes or {})
+    given = name_shapes(specs, shapes or {})
     resolved = resolve_shapes(specs, given)
     symbols: dict[str, int] = {}
     for spec in specs:
@@ -241,20 +262,6 @@ def _random(
     if dtype.kind in "biu":
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
-
-
-def _named(specs: Sequence[InputSpec], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    if list(shapes) == [""]:
-        if len(specs) != 1:
-            raise DataError(
-                f"The input shape {_text(shapes[''])} needs a name, since the model has "
-                f"{len(specs)} inputs: {_names(spec.name for spec in specs)}."
-            )
-        return {specs[0].name: shapes[""]}
-    for name in shapes:
-        if all(name != spec.name for spec in specs):
-            raise _no_such_input(name, specs)
-    return dict(shapes)
 
 
 def _require_shape(spec: InputSpec, shape: Shape) -> None:

@@ -218,7 +218,9 @@ def _recalibrate(student: OnnxModule, samples: Samples, training: Training, team
 
 def _run(model: Model, master: Model, data: Data, training: Training, team: Team) -> dict[str, str]:
     """Return what makes a training what it is, by what a person would call it."""
-    arrays = [array_digest(array) for part in data.parts for _, array in sorted(part.items())]
+    arrays = [
+        array_digest(array) for part in data.parts for _, array in sorted(part.arrays.items())
+    ]
     arrays += [] if data.labels is None else [array_digest(data.labels)]
     plain = replace(training, checkpoint=None, checkpoint_seconds=0.0, resume=False)
     settings = {key.replace("_", " "): repr(value) for key, value in asdict(plain).items()}

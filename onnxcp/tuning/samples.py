@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from onnxcp.calibration.data import Data
-from onnxcp.calibration.fit import count_samples
 from onnxcp.errors import DataError
 
 Rows = npt.NDArray[np.int64]
@@ -51,7 +50,7 @@ class Samples:
         DataError
             If there are too few.
         """
-        counts = [count_samples(part) for part in data.parts]
+        counts = [len(part) for part in data.parts]
         parts = np.repeat(np.arange(len(counts)), counts)
         rows = np.concatenate([np.arange(count) for count in counts])
         least = data.fixed_batch or 1

@@ -49,14 +49,14 @@ class TestSources:
         for source in (path, str(path), {"x": values(5, 3), "label": np.arange(5)}):
             data = load_data(source, [X])
             assert len(data) == data.used == 5
-            np.testing.assert_array_equal(data.parts[0]["x"], values(5, 3))
+            np.testing.assert_array_equal(data.parts[0].arrays["x"], values(5, 3))
             assert data.labels is not None
             assert data.labels.dtype == np.int64
 
     def test_one_array_of_any_name_serves_one_input(self) -> None:
-        assert list(load_data({"pictures": values(2, 3)}, [X]).parts[0]) == ["x"]
+        assert list(load_data({"pictures": values(2, 3)}, [X]).parts[0].arrays) == ["x"]
         data = load_data({"pictures": values(2, 3), "y": np.arange(2)}, [X])
-        assert list(data.parts[0]) == ["x"]
+        assert list(data.parts[0].arrays) == ["x"]
         assert data.labels is not None
 
     def test_of_several_inputs_each_needs_its_own(self) -> None:
@@ -66,7 +66,7 @@ class TestSources:
         )
 
     def test_what_no_input_is_named_as_is_left_out(self) -> None:
-        assert list(load_data({"x": values(2, 3), "ids": values(9)}, [X]).parts[0]) == ["x"]
+        assert list(load_data({"x": values(2, 3), "ids": values(9)}, [X]).parts[0].arrays) == ["x"]
 
     def test_members_that_are_no_arrays_are_none(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "data.npz", "w") as file:
@@ -257,6 +257,52 @@ class TestBatches:
         message = refused({"x": values(3, 3)}, spec("x", 4, 3))
         assert "are 3 samples, fewer than one batch of 4" in message
 
-    def test_the_first_input_that_fixes_one_decides(self) -> None:
-        inputs = [spec("s"), spec("o", "n", 3), *(spec(f"x{n}", n, 3) for n in (7, 2, 5, 1))]
-        assert Data((), tuple(inputs)).fixed_batch == 7
+    @pytest.mark.parametrize(
+        ("firsts", "size"),
+        [((7, 7), 7), ((1, "n"), 1), (("n", "m"), None), ((7, 2), None), ((7, "n"), None)],
+    )
+    def test_fixed_at_several_inputs(self, firsts: tuple[int | str, ...], size: int | None) -> None:
+        inputs = (spec("s"), *(spec(f"x{n}", n, 3) for n in firsts))
+        assert Data((), inputs).fixed_batch == size
+
+
+class TestInputsWithoutACommonAxis:
+    """A recurrent network: its state has as many rows as layers, whatever the batch."""
+
+    SPECS = (spec("signal", "batch", None), spec("state", 2, "batch", 5))
+
+    @staticmethod
+    def feeds(batch: int, length: int) -> dict[str, npt.NDArray[Any]]:
+        return {"signal": values(batch, length), "state": values(2, batch, 5)}
+
+    @pytest.mark.parametrize("batch", [1, 2, 3])
+    def test_what_is_given_at_once_is_one_sample(self, batch: int) -> None:
+        given = [self.feeds(batch, 7), self.feeds(batch, 7), self.feeds(batch, 9)]
+        data = load_data(given, self.SPECS)
+        assert (len(data), data.used, data.batch_count(64)) == (3, 3, 3)
+        for dealt, wanted in zip(data.batches(64), given, strict=True):
+            for name, array in wanted.items():
+                np.testing.assert_array_equal(dealt[name], array)
+
+    def test_of_one(self) -> None:
+        data = load_data(self.feeds(3, 7), self.SPECS, samples=1)
+        assert [batch["signal"].shape for batch in data.batches(2)] == [(3, 7)]
+
+    def test_as_many_as_are_asked_for(self) -> None:
+        data = load_data((self.feeds(2, 7) for _ in range(9)), self.SPECS, samples=4)
+        assert len(data) == 4
+
+    def test_a_fixed_extent_is_held_to(self) -> None:
+        wrong = {"signal": values(4, 7), "state": values(4, 2, 5)}
+        message = refused(wrong, *self.SPECS)
+        assert "'state' of" in message
+        assert "has shape [4, 2, 5]" in message
+
+    def test_fixed_at_1_beside_an_open_one_counts_samples_if_all_agree(self) -> None:
+        specs = (spec("x", "n", 3), spec("size", 1, 2))
+        assert sizes(load_data({"x": values(4, 3), "size": values(4, 2)}, specs), 8) == [1] * 4
+        assert sizes(load_data({"x": values(4, 3), "size": values(1, 2)}, specs), 8) == [4]
+
+    def test_where_the_model_says_that_they_are_the_same(self) -> None:
+        specs = (spec("x", "n", 3), spec("y", "n", 2))
+        assert "differ in their number" in refused({"x": values(3, 3), "y": values(2, 2)}, *specs)

@@ -76,7 +76,7 @@ class TestFolders:
             labels = np.full(count, number)
             np.savez(tmp_path / f"{number}.npz", x=np.full((count, 3), number), label=labels)
         data = load_data(tmp_path, [X])
-        assert data.parts[0]["x"][:, 0].tolist() == [0, 0, 1, 2, 2, 2]
+        assert data.parts[0].arrays["x"][:, 0].tolist() == [0, 0, 1, 2, 2, 2]
         assert data.labels is not None
         assert data.labels.tolist() == [0, 0, 1, 2, 2, 2]
 

@@ -173,7 +173,7 @@ class TestNumbers:
 
     def test_are_made_when_they_are_dealt_out(self, picture: Path) -> None:
         data = load_data(picture, [spec(1, 3, 6, 8)])
-        assert data.parts[0]["x"].dtype == BYTE
+        assert data.parts[0].arrays["x"].dtype == BYTE
 
     @pytest.mark.parametrize("text", ["mean=0.1:0.2", "std=1:1:1:1"])
     def test_as_many_as_channels(self, picture: Path, text: str) -> None:
@@ -288,10 +288,10 @@ class TestFolders:
         for number in range(20):
             saved(tmp_path / f"{number:02}.png", np.full((2, 2, 3), number, np.uint8))
         want = [spec("n", 2, 2, 3, dtype=BYTE)]
-        drawn = load_data(tmp_path, want, samples=5, seed=3).parts[0]["x"][:, 0, 0, 0]
+        drawn = load_data(tmp_path, want, samples=5, seed=3).parts[0].arrays["x"][:, 0, 0, 0]
         assert len(drawn) == 5
         assert drawn.tolist() == sorted(drawn.tolist())
         for number in set(range(20)) - set(drawn.tolist()):
             (tmp_path / f"{number:02}.png").write_bytes(b"broken")
-        again = load_data(tmp_path, want, samples=5, seed=3).parts[0]["x"][:, 0, 0, 0]
+        again = load_data(tmp_path, want, samples=5, seed=3).parts[0].arrays["x"][:, 0, 0, 0]
         np.testing.assert_array_equal(again, drawn)
