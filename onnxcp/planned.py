@@ -21,6 +21,7 @@ from onnxcp.graph.digest import model_digest
 from onnxcp.graph.refusal import Reason, Refusal, main_refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
+from onnxcp.graph.summary import summarize
 from onnxcp.planning.distortion import ErrorTable
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.latency import LatencyTable, SiteBench, timing_of, with_random_weights
@@ -232,7 +233,10 @@ def _prepared(work: Work) -> tuple[Rewrite, Planner]:
         return bare, Planner((), 1.0)
     work.progress("timing the network", 0, 1)
     seconds = _seconds(work)
-    return bare, Planner(_surveyed(work, bare, sites, seconds), seconds)
+    surveyed = _surveyed(work, bare, sites, seconds)
+    macs = summarize(work.original, work.shapes).macs  # folding changes none, but names of tensors
+    parameters = summarize(prepared, work.shapes).parameters
+    return bare, Planner(surveyed, seconds, macs=macs, parameters=parameters)
 
 
 class _Workshop:

@@ -76,11 +76,28 @@ class Planner:
         What was found out about each site.
     seconds
         What a run of the whole network takes.
+    macs, parameters
+        Multiply-adds and weights of the whole network; by default those of the sites.
     """
 
-    def __init__(self, sites: Sequence[Surveyed], seconds: float) -> None:
+    def __init__(
+        self,
+        sites: Sequence[Surveyed],
+        seconds: float,
+        *,
+        macs: int | None = None,
+        parameters: int | None = None,
+    ) -> None:
         self.sites = tuple(_finite(each) for each in sites)
         self._seconds = seconds
+        own = {
+            "macs": sum(each.macs or 0 for each in sites),
+            "parameters": sum(each.site.parameters for each in sites),
+        }
+        whole = {"macs": macs, "parameters": parameters}
+        # What is not at the sites stays, and counts.
+        self._sizes = {name: max(whole[name] or 0, size) for name, size in own.items()}
+        self._rests = {name: self._sizes[name] - size for name, size in own.items()}
         self._forgotten: set[tuple[Site, FactorizePass]] = set()
         self._first_scale = min(1.0, seconds / (_alone(self.sites) or seconds))
         # Seconds saved in the network for each saved alone, by the seconds saved alone.
@@ -179,11 +196,9 @@ class Planner:
             return "distortion", {"seconds": self._seconds / goal.speedup - self._seconds}
         if goal.latency is not None:
             return "distortion", {"seconds": goal.latency - self._seconds}
-        if goal.macs is not None:
-            return "distortion", {"macs": goal.macs * sum(each.macs or 0 for each in self.sites)}
-        if goal.parameters is not None:
-            total = sum(each.site.parameters for each in self.sites)
-            return "distortion", {"parameters": goal.parameters * total}
+        for name, share in (("macs", goal.macs), ("parameters", goal.parameters)):
+            if share is not None:
+                return "distortion", {name: share * self._sizes[name] - self._rests[name]}
         assert goal.error is not None, "a score is no measure of single sites"
         return "seconds", {"error": _RESERVE * goal.error**2}
 

@@ -107,6 +107,23 @@ class TestSize:
         assert choice.reached
         assert 0.85 * share < total / whole <= share * (1 + 1e-5)
 
+    @pytest.mark.parametrize("share", [0.4, 0.6, 0.9])
+    @pytest.mark.parametrize("measure", ["macs", "parameters"])
+    def test_what_is_not_at_the_sites_counts(self, measure: str, share: float) -> None:
+        found = surveyed(6)
+        sizes = {"macs": 6 * MACS, "parameters": sum(each.site.parameters for each in found)}
+        size = sizes[measure]
+        plan = Planner(found, seconds(6), **{measure: round(1.25 * size)})
+        choice = plan.choose(Goal(**{measure: share}))
+        alone = Planner(found, seconds(6)).choose(Goal(**{measure: 1.25 * share - 0.25}))
+        assert choice.key() == alone.key()
+        assert choice.reached
+
+    @pytest.mark.parametrize("goal", [Goal(macs=0.2), Goal(parameters=0.2)])
+    def test_a_share_less_than_what_is_not_at_the_sites_is_out_of_reach(self, goal: Goal) -> None:
+        plan = Planner(surveyed(6), seconds(6), macs=8 * MACS, parameters=10**9)
+        assert not plan.choose(goal).reached
+
     @pytest.mark.parametrize("goal", [Goal(macs=0.001), Goal(parameters=0.001)])
     def test_that_is_out_of_reach_is_come_close_to(self, goal: Goal) -> None:
         choice = planner(seed=0).choose(goal)
