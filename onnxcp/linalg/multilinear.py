@@ -275,10 +275,18 @@ class _Problem:
         """Return the Gram matrix over one rank of all other factors, in the metric of G."""
         renamed = {ord(c): c.upper() for c in (letter, *fixed)}
         pairs = list(zip(others, rest, strict=True))
-        moving = [pair for pair in pairs if set(pair[0]) & set(fixed)]
-        # First the metric, then each factor that it touches, then these factors' twins: so no
-        # intermediate is larger than a factor.
-        steps = [metric, *moving] if fixed else []
+        touched = [pair for pair in pairs if set(pair[0]) & set(fixed)]
+        moving = [pair for pair in touched if letter in pair[0]]
+        # First the metric, with the squares of the factors between it and the others; then each of
+        # these, then their twins: so no intermediate is larger than a factor.
+        steps = [metric] if fixed else []
+        for each, factor in touched:
+            if letter not in each:
+                twin = each.translate(renamed)
+                needed = {metric[0], *(other for other, _ in touched if other != each)}
+                kept = "".join(c for c in dict.fromkeys(each + twin) if c in "".join(needed))
+                steps.append((kept, contract([each, twin], kept, factor, factor)))
+        steps += moving
         steps += [(each.translate(renamed), factor) for each, factor in moving]
         for each, factor in pairs:
             if not set(each) & set(fixed):
@@ -306,20 +314,33 @@ class _Problem:
 
 
 def contract(operands: Sequence[str], result: str, *values: Floats) -> Floats:
-    """Contract tensors two by two, from left to right.
+    """Contract tensors two by two: with the first always the one that leaves the least.
 
-    The order is the caller's: of three tensors that share an index, numpy's own choice is to
-    contract all at once, which no matrix product can do.
+    Among equals the order is the caller's. Of three tensors that share an index, numpy's own choice
+    is to contract all at once, which no matrix product can do.
     """
+    sizes = {
+        letter: size
+        for letters, value in zip(operands, values, strict=True)
+        for letter, size in zip(letters, value.shape, strict=True)
+    }
     letters, current = operands[0], values[0]
-    for position in range(1, len(operands)):
-        needed = set(result).union(*operands[position + 1 :])
-        joined = letters + "".join(c for c in operands[position] if c not in letters)
-        kept = "".join(c for c in joined if c in needed)
-        if position == len(operands) - 1:
-            kept = result
-        pair = f"{letters},{operands[position]}->{kept}"
-        letters, current = kept, np.einsum(pair, current, values[position], optimize=True)
+    waiting = list(zip(operands[1:], values[1:], strict=True))
+
+    def left(number: int) -> str:
+        """Return the subscripts of what a contraction with one of those that wait makes."""
+        others = waiting[:number] + waiting[number + 1 :]
+        if not others:
+            return result
+        needed = set(result).union(*(each for each, _ in others))
+        return "".join(c for c in dict.fromkeys(letters + waiting[number][0]) if c in needed)
+
+    while waiting:
+        made = [left(number) for number in range(len(waiting))]
+        number = min(range(len(made)), key=lambda n: prod(sizes[c] for c in made[n]))
+        following, value = waiting.pop(number)
+        pair = f"{letters},{following}->{made[number]}"
+        letters, current = made[number], np.einsum(pair, current, value, optimize=True)
     return np.asarray(current if letters == result else np.einsum(f"{letters}->{result}", current))
 
 

@@ -34,8 +34,10 @@ PRODUCTS = {
     "cp4": "rs,ri,rj,tr->tsij",
     "cp4 3-d": "rs,ri,rj,rk,tr->tsijk",
     "cp4 that takes a short axis along": "rs,rik,rj,tr->tsijk",
+    "train": "ps,qpi,rqj,tr->tsij",
+    "train 3-d": "ps,qpi,rqj,wrk,tw->tsijk",
 }
-EXTENTS = {"t": 6, "s": 5, "i": 3, "j": 2, "k": 2, "r": 4, "p": 3, "q": 4}
+EXTENTS = {"t": 6, "s": 5, "i": 3, "j": 2, "k": 2, "r": 4, "p": 3, "q": 4, "w": 4}
 
 LETTERS = [(text, c) for text in PRODUCTS.values() for c in EXTENTS if c in text]
 
@@ -102,12 +104,27 @@ class TestProduct:
             Product.parse(text).multiply(factors), np.einsum(text, *factors), atol=1e-12
         )
 
-    def test_contractions_go_from_left_to_right(self) -> None:
+    def test_contractions_of_two_and_of_one(self) -> None:
         a, b, c = (np.random.default_rng(n).standard_normal((3, 3)) for n in range(3))
         expected = np.einsum("ab,bc,cd->da", a, b, c)
         np.testing.assert_allclose(contract(["ab", "bc", "cd"], "da", a, b, c), expected)
         np.testing.assert_allclose(contract(["ab"], "ba", a), a.T)
         np.testing.assert_allclose(contract(["ab", "ab"], "", a, b), np.vdot(a, b))
+
+    @pytest.mark.parametrize(
+        ("operands", "result"),
+        [(["rqj", "ps", "qpi", "tr"], "tsij"), (["tsij", "tr", "qpi", "rqj"], "ps")],
+    )
+    def test_no_contraction_makes_more_than_it_must(self, operands: list[str], result: str) -> None:
+        """In the order of the operands the largest would be of gigabytes, and take minutes."""
+        sizes = dict(zip("tsijpqr", (64, 64, 9, 9, 64, 96, 64), strict=True))
+        rng = np.random.default_rng(0)
+        values = [
+            rng.standard_normal([sizes[c] for c in letters], np.float32) for letters in operands
+        ]
+        made = contract(operands, result, *values)
+        assert made.shape == tuple(sizes[c] for c in result)
+        assert np.isfinite(made).all()
 
 
 class TestErrors:
