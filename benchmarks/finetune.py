@@ -15,6 +15,8 @@ trained is judged by samples that were held out of these; test data only score.
 from __future__ import annotations
 
 import argparse
+import ast
+import re
 import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -27,6 +29,7 @@ import numpy.typing as npt
 from benchmarks import closed_form
 from onnxcp import Epoch, Goal, Settings, Training, load, optimize
 from onnxcp.calibration.data import load_data
+from onnxcp.files import atomic_writer
 from onnxcp.graph.splice import splice
 from onnxcp.profiling.inputs import session_inputs
 from onnxcp.reporting.tuned import epoch_line, sentences
@@ -157,7 +160,8 @@ def drawn(path: Path | None) -> Array:
 
     image, _ = render(split()[0], CHARACTERS, CHARACTERS_SEED, workers=2)
     if path is not None:
-        np.savez_compressed(path, image=image)
+        with atomic_writer(path) as stream:
+            np.savez_compressed(stream, image=image)
     return image
 
 
@@ -178,13 +182,20 @@ def teller(training: Training, begin: float) -> Any:
 
 def adjusted(training: Training, arguments: argparse.Namespace) -> Training:
     """Return how to train, with what the command line says."""
-    changes: dict[str, Any] = {}
-    for part in filter(None, arguments.training.split(",")):
-        key, _, value = part.partition("=")
-        changes[key] = type(getattr(training, key))(value)
+    # A comma within a value, as in augment=flip,crop:4, is not before a key.
+    parts = filter(None, re.split(r",(?=\w+=)", arguments.training))
+    changes = {key: value(text) for key, _, text in (part.partition("=") for part in parts)}
     if arguments.epochs is not None:
         changes["epochs"] = arguments.epochs
     return replace(training, **changes)
+
+
+def value(text: str) -> Any:
+    """Return a number where a text is one, or None."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 if __name__ == "__main__":
