@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from onnxcp.tuning.module import OnnxModule, escaped
 from onnxcp.tuning.operators import Call
 
 _SWEEPS = 50
+_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def balance(module: OnnxModule, known: Sequence[Origin]) -> None:
@@ -21,8 +23,11 @@ def balance(module: OnnxModule, known: Sequence[Origin]) -> None:
     What a step makes of a channel can be larger by a number if the next step makes less of it:
     nothing stands in between. The product is the same, but its gradient is not: that of a small
     factor is large where the others are large (Lebedev et al. 2015 put the whole weight into one
-    factor, and found no rate to train at; Phan et al. 2020, section 4: equal norms). Chains are
-    left alone where anything else reads a factor or what is in between.
+    factor, and found no rate to train at; Phan et al. 2020, section 4: equal norms).
+
+    A kernel that several nodes read becomes as many chains of the same factors, which have one
+    scale. Chains are left alone where anything else reads a factor or what is in between, also if
+    that is a chain of which only some factors are the same: what suits one would not suit both.
 
     Parameters
     ----------
@@ -31,32 +36,37 @@ def balance(module: OnnxModule, known: Sequence[Origin]) -> None:
     known
         Which of its weights are factors.
     """
-    for origin in known:
-        calls = _chain(module, origin)
+    for factors in dict.fromkeys(origin.factors for origin in known):
+        calls = _chain(module, factors)
         if calls is not None:
-            weights = [getattr(module, escaped(name)) for name in origin.factors]
+            weights = [getattr(module, escaped(name)) for name in factors]
             with torch.no_grad():
-                _even_out(
-                    [_grouped(*each) for each in zip(calls, origin.factors, weights, strict=True)]
-                )
+                _even_out([_grouped(*each) for each in zip(calls, factors, weights, strict=True)])
 
 
-def _chain(module: OnnxModule, origin: Origin) -> list[Call] | None:
-    """Return the nodes of a chain in their order, or None if it is not one in a row any more."""
+def _chain(module: OnnxModule, factors: Sequence[str]) -> list[Call] | None:
+    """Return the nodes of one of the chains of some factors; None if not all are in a row."""
     places = dict(module.named_parameters())
-    found: list[Call] = []
-    for name in origin.factors:
+    found: list[list[Call]] = []
+    for name in factors:
         readers = [call for call in module.calls if name in call.inputs]
-        if len(readers) != 1 or escaped(name) not in places:
+        uses = {_use(call, name) for call in readers}
+        if len(uses) != 1 or escaped(name) not in places or readers[0].op not in _LINEAR:
             return None
-        if readers[0].op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        found.append(readers)
+    for ones, others in pairwise(found):
+        between = {one.outputs[0] for one in ones}
+        readers = [c for c in module.calls for name in c.inputs if name in between]
+        if [*map(id, readers)] != [*map(id, others)] or between & set(module.output_names):
             return None
-        found += readers
-    for one, other in pairwise(found):
-        readers = [call for call in module.calls if one.outputs[0] in call.inputs]
-        if [id(each) for each in readers] != [id(other)] or one.given(2):
+        if any(one.given(2) for one in ones):
             return None
-    return found
+    return [readers[0] for readers in found]
+
+
+def _use(call: Call, name: str) -> tuple[Any, ...]:
+    """Return what a node takes a weight for: where it has inputs, outputs and groups."""
+    return call.op, call.inputs.index(name), call.get("group", 1), call.get("transB", 0)
 
 
 def _grouped(call: Call, name: str, weight: Tensor) -> Tensor:

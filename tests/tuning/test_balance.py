@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -29,16 +30,26 @@ def left_product() -> onnx.ModelProto:
     return model_of([node], inputs={"x": (8, 3)}, weights={"w": noise(5, 8)})
 
 
-def chain(model: onnx.ModelProto, family: str) -> tuple[OnnxModule, Origin]:
-    """Return a factorised network with its factors thrown off balance, in double precision."""
+def factorised(model: onnx.ModelProto, family: str = "cp3") -> onnx.ModelProto:
     kind = find_pass(family)
     assert issubclass(kind, FactorizePass)
-    proto = kind(rank=3).run(load(model), Context()).model.proto
-    module, (origin,) = to_torch(proto).double(), origins(proto)
+    return kind(rank=3).run(load(model), Context()).model.proto
+
+
+def unbalanced(proto: onnx.ModelProto, factors: Sequence[str]) -> OnnxModule:
+    """Return a network with some factors thrown off balance, in double precision."""
+    module = to_torch(proto).double()
     with torch.no_grad():
-        for number, name in enumerate(origin.factors):
+        for number, name in enumerate(factors):
             module.get_parameter(escaped(name)).mul_(10.0 ** (2 * number - 2))
-    return module, origin
+    return module
+
+
+def chain(model: onnx.ModelProto, family: str) -> tuple[OnnxModule, Origin]:
+    """Return a factorised network with its factors thrown off balance."""
+    proto = factorised(model, family)
+    (origin,) = origins(proto)
+    return unbalanced(proto, origin.factors), origin
 
 
 CASES = [
@@ -93,19 +104,58 @@ def test_a_channel_of_zeros_stays_one() -> None:
     assert not module.get_parameter(escaped(origin.factors[0]))[1].any()
 
 
-def test_what_something_else_reads_is_left_alone() -> None:
-    """One kernel at two nodes: their chains share factors."""
+def two_of_one_kernel() -> onnx.ModelProto:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], name="first", pads=[1, 1, 1, 1]),
         helper.make_node("Conv", ["a", "w"], ["y"], name="second", pads=[1, 1, 1, 1]),
     ]
-    model = model_of(nodes, inputs={"x": (1, 4, 6, 6)}, weights={"w": noise(4, 4, 3, 3)})
-    kind = find_pass("cp3")
-    assert issubclass(kind, FactorizePass)
-    proto = kind(rank=3).run(load(model), Context()).model.proto
-    module = to_torch(proto)
+    return model_of(nodes, inputs={"x": (1, 4, 6, 6)}, weights={"w": noise(4, 4, 3, 3)})
+
+
+def test_one_kernel_at_two_nodes_has_one_scale() -> None:
+    """Their chains share all factors."""
+    model = two_of_one_kernel()
+    proto = factorised(model)
+    one, other = origins(proto)
+    assert one.factors == other.factors
+    module = unbalanced(proto, one.factors)
+    x = torch.from_numpy(feeds_for(model)["x"]).double()
+    before = module(x).detach()
+    balance(module, [one, other])
+    torch.testing.assert_close(module(x).detach(), before, rtol=1e-10, atol=1e-10)
+    norms = [float(module.get_parameter(escaped(name)).detach().norm()) for name in one.factors]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-6)
+
+
+def read_elsewhere(proto: onnx.ModelProto) -> None:
+    """Let a third node read the first factor."""
+    (name,) = {node.input[1] for node in proto.graph.node if node.name.endswith("/0")}
+    proto.graph.node.append(helper.make_node("Conv", ["x", name], ["third"], name="third"))
+    proto.graph.node.append(helper.make_node("Relu", ["third"], ["z"]))
+    proto.graph.output.append(helper.make_empty_tensor_value_info("z"))
+
+
+def put_out(proto: onnx.ModelProto) -> None:
+    """Put out what is within a chain."""
+    proto.graph.output.append(helper.make_empty_tensor_value_info(proto.graph.node[0].output[0]))
+
+
+def grouped_otherwise(proto: onnx.ModelProto) -> None:
+    """Let one chain be of two groups, of half of the input each: only kernels are the same."""
+    for node in proto.graph.node[3:]:
+        next(each for each in node.attribute if each.name == "group").i *= 2
+
+
+@pytest.mark.parametrize("change", [read_elsewhere, put_out, grouped_otherwise])
+def test_what_something_else_reads_is_left_alone(
+    change: Callable[[onnx.ModelProto], None],
+) -> None:
+    proto = factorised(two_of_one_kernel())
+    known = origins(proto)
+    change(proto)
+    module = unbalanced(proto, known[0].factors)
     before = {name: tensor.clone() for name, tensor in module.named_tensors()}
-    balance(module, origins(proto))
+    balance(module, known)
     for name, tensor in module.named_tensors():
         np.testing.assert_array_equal(tensor.detach(), before[name].detach())
 
