@@ -43,10 +43,11 @@ def inspect(
     """List each Conv, ConvTranspose, Gemm and MatMul of MODEL.
 
     Kernels are output channels × input channels of a group × extents. MACs are multiply-adds for
-    one sample, in percent of those listed. Time is in percent of that of the whole model.
+    one sample, in percent of those listed. Time is in percent of that of the whole model. Layers
+    whose places chains have taken already are listed after them, if the model says so.
     """
     from onnxcp.graph.model import load
-    from onnxcp.reporting import facts, table
+    from onnxcp.reporting import facts, table, units
     from onnxcp.reporting.inspection import inspect_model
 
     with terminal.progress() as progress:
@@ -58,6 +59,9 @@ def inspect(
     refusals = [layer.refusal for layer in found.layers if layer.refusal is not None]
     if refusals:
         terminal.show(table.plain(("not eligible", "because"), facts.grouped(refusals)))
+    if found.factorised:
+        rows = ((o.site, f"{o.family}, rank {units.shape(o.ranks)}") for o in found.factorised)
+        terminal.show(table.plain(("factorised already", "as"), rows))
     if not found.layers:
         terminal.say(f"In {source.name} is no Conv, ConvTranspose, Gemm or MatMul.")
     if found.untimed:
@@ -77,6 +81,7 @@ def inspect(
             {
                 "model": str(model),
                 "layers": layers,
+                "factorised": [asdict(origin) for origin in found.factorised],
                 "seconds": found.seconds,
                 "untimed": found.untimed,
             }

@@ -12,6 +12,7 @@ import onnx
 from onnxcp.errors import DataError, ModelError
 from onnxcp.factorize import FactorizePass
 from onnxcp.graph.model import Model
+from onnxcp.graph.origins import Origin, origins
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.shapes import infer_shapes
 from onnxcp.graph.site import Site, find_sites
@@ -76,11 +77,14 @@ class Inspection:
         Sum of the times of all nodes, or None where they were not taken.
     untimed
         Why there are no times although they were asked for; "" otherwise.
+    factorised
+        The nodes whose places chains have taken already, as far as the model says it.
     """
 
     layers: tuple[Layer, ...]
     seconds: float | None
     untimed: str
+    factorised: tuple[Origin, ...] = ()
 
 
 def inspect_model(
@@ -132,7 +136,7 @@ def inspect_model(
             untimed = str(error)
     layers = _layers(model, sites, refusals, known, seconds)
     total = sum(seconds.values()) if seconds else None
-    return Inspection(tuple(layers), total, untimed if time else "")
+    return Inspection(tuple(layers), total, untimed if time else "", origins(model.proto))
 
 
 def time_nodes(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,23 @@ def test_the_table(onnxcp: Run, model: Path) -> None:
     for words in ("24×16×3×3", "24 groups", "2×16×12×12", "498 k", "it is depthwise"):
         assert words in done.err
     assert max(map(len, done.err.splitlines())) <= 80
+
+
+def test_what_was_factorised_already(onnxcp: Run, model: Path, tmp_path: Path) -> None:
+    whole = onnxcp("inspect", model, "--no-time", "--json")
+    assert json.loads(whole.out)["factorised"] == []
+    assert "factorised" not in whole.err
+    faster = tmp_path / "faster.onnx"
+    assert onnxcp("optimize", model, faster, "--passes", 'cp3{rank=4,nodes="conv"}').code == 0
+    done = onnxcp("inspect", faster, "--no-time", "--json")
+    assert re.search(r"factorised already +as +\n[─ ]+\nconv +cp3, rank 4\n", done.err)
+    record = json.loads(done.out)
+    factors = [f"w/cp3/{n}" for n in range(3)]
+    assert record["factorised"] == [
+        {"site": "conv", "family": "cp3", "ranks": [4], "factors": factors, "middle": factors[1:2]}
+    ]
+    names = [layer["name"] for layer in record["layers"]]
+    assert names == ["conv/cp3/0", "conv/cp3/1", "conv/cp3/2", "depthwise", "fc"]
 
 
 def test_without_time(onnxcp: Run, model: Path) -> None:
