@@ -84,8 +84,8 @@ def finetune(
     ModelError
         If PyTorch cannot compute one of the networks.
     DataError
-        If the teacher has other inputs or outputs, or samples do not fit, or are too few, or a
-        checkpoint is of another run.
+        If the teacher has other inputs or outputs, or samples do not fit, or are too few, or no
+        weight has a say in the outputs, or a checkpoint is of another run.
     OnnxcpError
         If the device is not there.
     """
@@ -105,6 +105,8 @@ def finetune(
     student.to(team.device)
     samples = Samples.of(data, training.held_out, training.seed)
     objective = _objective(student, guide, samples, training, team, len(shown))
+    if not _train_what_counts(student, guide, objective, samples, team):
+        raise DataError(f"No weight of '{model.name}' has a say in its outputs, to be trained.")
     trainer = Trainer(
         student,
         guide,
@@ -205,6 +207,27 @@ def _objective(
     )
     objective.check(samples.data.labels)
     return objective
+
+
+def _train_what_counts(
+    student: OnnxModule, teacher: OnnxModule, objective: Objective, samples: Samples, team: Team
+) -> bool:
+    """Leave weights that the loss does not depend on out of training; tell if others are left.
+
+    Several processes would wait for gradients of theirs, which never come.
+    """
+    inputs, labels = samples.tensors(samples.batches(samples.held, 1)[0])
+    moved = {name: value.to(team.device) for name, value in inputs.items()}
+    found, wanted = (listed(network(**moved)) for network in (student.eval(), teacher))
+    labels = None if labels is None else labels.to(team.device)
+    loss = objective.loss(objective.terms(found, wanted, labels))
+    weights = list(student.parameters())
+    if not (weights and loss.requires_grad):
+        return False
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.requires_grad_(gradient is not None)
+    return True
 
 
 def _recalibrate(student: OnnxModule, samples: Samples, training: Training, team: Team) -> bool:

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from onnxcp import Context, FactorizePass, Model, load
 from onnxcp.passes import find_pass
 from onnxcp.training import Training
 from tests.cli.conftest import CLASSES, network, samples
+from tests.networks import noise
 
 QUICK = Training(epochs=2, batch=16, device="cpu", rate=3e-3)
 
@@ -27,6 +29,17 @@ def teacher() -> onnx.ModelProto:
 
 def student() -> Model:
     return rewritten(network())
+
+
+def with_idle_weights() -> Model:
+    """Return the student with a weight that nothing reads, and one that no output depends on."""
+    model = student()
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    proto.graph.node.append(helper.make_node("Conv", ["x", "idle"], ["unread"], name="idle"))
+    for name in ("idle", "spare"):
+        proto.graph.initializer.append(numpy_helper.from_array(noise(3, 16, 1, 1), name))
+    return model.with_proto(proto)
 
 
 def data(count: int = 80, *, labelled: bool = False) -> dict[str, Any]:

@@ -19,20 +19,20 @@ from torch import nn
 from onnxcp.graph.model import load
 from onnxcp.tuning import finetune, to_torch
 from tests.networks import initializers
-from tests.tuning.students import QUICK, data, student, teacher
+from tests.tuning.students import QUICK, data, student, teacher, with_idle_weights
 
 PROGRAM = """
 import sys
 from pathlib import Path
 from onnxcp.graph.model import save
 from onnxcp.tuning import finetune
-from tests.tuning.students import QUICK, data, student, teacher
+from tests.tuning.students import QUICK, data, teacher, with_idle_weights
 from dataclasses import replace
 from onnxcp.tuning.team import is_first
 
 folder = Path(sys.argv[1])
 settings = replace(QUICK, checkpoint=folder / "c")
-result = finetune(student(), teacher(), data(), settings)
+result = finetune(with_idle_weights(), teacher(), data(), settings)
 assert is_first() == (int(__import__("os").environ["RANK"]) == 0)
 save(result.model, folder / f"{__import__('os').environ['RANK']}.onnx")
 print(result.before.loss, result.after.loss)
@@ -50,6 +50,16 @@ def group() -> Iterator[None]:
 def test_data_parallel_on_the_cpu_computes_the_same() -> None:
     module, x = to_torch(teacher()), torch.from_numpy(data(8)["x"])
     assert torch.equal(nn.DataParallel(module)(x), module(x))
+
+
+@pytest.mark.usefixtures("group")
+def test_distributed_data_parallel_passes_over_what_a_loss_does_not_reach() -> None:
+    """As PyTorch offers it; to wait for gradients that never come would fail in the second step."""
+    module, x = to_torch(with_idle_weights()), torch.from_numpy(data(8)["x"])
+    wrapped = nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
+    for _ in range(2):
+        wrapped(x).square().sum().backward()
+    assert [n for n, weight in module.named_parameters() if weight.grad is None] == ["idle"]
 
 
 @pytest.mark.usefixtures("group")
@@ -87,6 +97,7 @@ def launched(folder: Path) -> list[str]:
 
 
 def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    """Weights that have no gradient, which processes would wait for, are among them."""
     outputs = launched(tmp_path)
     assert outputs[0] == outputs[1]
     one, other = (load(tmp_path / f"{rank}.onnx") for rank in "01")

@@ -18,7 +18,7 @@ from onnxcp.training import Training
 from onnxcp.tuning import finetune, from_torch, to_torch
 from onnxcp.tuning.recalibrate import recalibrate
 from tests.networks import difference, initializers, model_of, noise, run
-from tests.tuning.students import QUICK, data, rewritten, student, teacher
+from tests.tuning.students import QUICK, data, rewritten, student, teacher, with_idle_weights
 
 
 def image_network(*, size: int = 12) -> onnx.ModelProto:
@@ -220,6 +220,13 @@ def test_the_same_seed_gives_the_same_network() -> None:
     assert third.model.proto != one.model.proto
 
 
+def test_weights_that_no_output_depends_on_stay() -> None:
+    result = finetune(with_idle_weights(), teacher(), data(), QUICK)
+    start, end = (initializers(each.proto) for each in (with_idle_weights(), result.model))
+    assert result.improved
+    assert [name for name in start if np.array_equal(start[name], end[name])] == ["idle", "spare"]
+
+
 def test_patience() -> None:
     result = finetune(load(teacher()), teacher(), data(), replace(QUICK, epochs=9, patience=2))
     assert len(result.epochs) == 2
@@ -340,6 +347,12 @@ class TestRefusals:
         original.graph.output[0].type.tensor_type.ClearField("shape")
         with pytest.raises(DataError, match="No output is of floating point"):
             finetune(rewritten(original), original, data(), QUICK)
+
+    def test_a_network_without_weights(self) -> None:
+        nodes = [helper.make_node("Relu", ["x"], ["y"])]
+        model = model_of(nodes, inputs={"x": ("N", 4)}, weights={})
+        with pytest.raises(DataError, match="No weight of 'tiny' has a say in its outputs"):
+            finetune(model, model, {"x": noise(40, 4)}, QUICK)
 
     @pytest.mark.parametrize(
         ("key", "value", "said"),
