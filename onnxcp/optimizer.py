@@ -304,12 +304,14 @@ def _trains(
     if training is None:
         return None
     from onnxcp.tuning import finetune, to_torch
+    from onnxcp.tuning.finetune import check
 
-    _ = to_torch(original)  # what PyTorch cannot compute shows now, before the work
     specs = session_inputs(work.settings.machine.open(original))
     samples = work.calibration if data is None else load_training(data, specs)
     if samples is None:
         raise OnnxcpError("Fine-tuning needs samples to train on or to calibrate on.")
+    _ = to_torch(original)  # what PyTorch cannot compute shows now, before the work
+    check(training, samples)
 
     def train(rewritten: Model) -> Finetuned:
         found = finetune(rewritten, original, samples, training, progress=work.progress, told=told)

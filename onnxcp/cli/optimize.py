@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,7 @@ from onnxcp.cli.options import (
     verbosity_options,
 )
 from onnxcp.cli.terminal import Terminal
+from onnxcp.cli.training import TRAINING, training_options
 
 if TYPE_CHECKING:
     from onnxcp.calibration.sources import CalibrationSource
@@ -126,14 +127,16 @@ def shares(text: str) -> float | dict[str, float]:
     "epochs",
     type=click.IntRange(1),
     metavar="EPOCHS",
-    help="Train the result for so many epochs to put out what MODEL does (extra 'torch').",
+    help="Train the result for so many epochs to put out what MODEL does (extra 'torch'); what "
+    "follows, from --train-data to --device, says how.",
 )
 @click.option(
     "--train-data",
     type=PATH,
     metavar="X.npz|DIR",
-    help="Samples for that, all of which are used; the calibration data by default.",
+    help="Samples to train on, all of which are used; the calibration data by default.",
 )
+@training_options
 @click.option("--report", type=PATH, metavar="R.html", help="Write a page about it, too.")
 @click.option(
     "--save-as-external-data",
@@ -171,6 +174,7 @@ def optimize(
     eval_script: str | None,
     epochs: int | None,
     train_data: Path | None,
+    training: dict[str, Any],
     report: Path | None,
     save_as_external_data: bool,
     dry_run: bool,
@@ -190,8 +194,8 @@ def optimize(
     if calibration is None:
         refuse_without_data("refit", "memory_limit", "refit_target")
 
-    if train_data is not None and epochs is None:
-        raise click.UsageError("--train-data has no say without --finetune.")
+    if epochs is None and (idle := given_options("train_data", *TRAINING)):
+        raise click.UsageError(f"{idle[0]} has no say without --finetune.")
     if epochs is not None and calibration is None and train_data is None:
         raise click.UsageError("--finetune needs --train-data or --calibration-data.")
 
@@ -221,7 +225,7 @@ def optimize(
         machine=machine,
         input_shapes=input_shapes,
         refit=refit,
-        training=None if epochs is None else Training(epochs=epochs),
+        training=None if epochs is None else Training(epochs=epochs, **training),
         cache_dir=cache_dir,
         cached=not no_cache,
     )

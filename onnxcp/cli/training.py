@@ -1,4 +1,4 @@
-"""Options that say how to fine-tune."""
+"""Options that say how to fine-tune; `finetune` and `optimize --finetune` share them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from typing import Any, cast
 import click
 
 from onnxcp.training import DEVICES, OPTIMIZERS, Training
+
+TRAINING = (
+    *("batch", "optimizer", "rate", "factor_rate", "frozen_epochs", "weight_decay"),
+    *("temperature", "label_weight", "match", "held_out", "patience", "augment", "seed", "device"),
+)
+"""Parameters that say how to train; where nothing is trained they have no say."""
 
 _DEFAULT = Training()
 _POSITIVE = click.FloatRange(0, min_open=True)
@@ -67,13 +73,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @option("--device", click.Choice(DEVICES), "Where to train.")
     @functools.wraps(command)
     def with_training(*args: Any, **kwargs: Any) -> Any:
-        training = {key: kwargs.pop(key) for key in _KEYS}
+        training = {key: kwargs.pop(key) for key in TRAINING}
         return command(*args, training=training, **kwargs)
 
     return cast("Callable[..., Any]", with_training)
-
-
-_KEYS = (
-    *("batch", "optimizer", "rate", "factor_rate", "frozen_epochs", "weight_decay"),
-    *("temperature", "label_weight", "match", "held_out", "patience", "augment", "seed", "device"),
-)

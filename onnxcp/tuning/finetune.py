@@ -27,7 +27,7 @@ from onnxcp.tuning.module import OnnxModule
 from onnxcp.tuning.objective import Objective
 from onnxcp.tuning.recalibrate import recalibrate
 from onnxcp.tuning.samples import Samples
-from onnxcp.tuning.team import Team, assemble
+from onnxcp.tuning.team import Team, assemble, check_device
 from onnxcp.tuning.to_torch import to_torch
 from onnxcp.tuning.trainer import Trainer, listed
 
@@ -93,13 +93,11 @@ def finetune(
     model, master = load(source), load(teacher)
     if not isinstance(data, Data):
         data = load_training(data, session_inputs(Machine().open(model)))
+    check(training, data)
     known = origins(model.proto)
     shown = _shared(known, model, master) if training.match else ()
     student, guide = to_torch(_showing(model, shown)), to_torch(_showing(master, shown))
     _check_teacher(student, guide, model, master)
-    if training.augment and not any(len(spec.shape) == 4 for spec in data.specs):
-        raise DataError("Only pictures are augmented, and no input has four axes (N×C×H×W).")
-
     team = assemble(training.device)
     guide.to(team.device).eval().requires_grad_(False)
     student.to(team.device)
@@ -140,6 +138,23 @@ def finetune(
     finally:
         torch.set_rng_state(drawing)  # that of whoever called
     return _made(model, trainer, known, interrupted=interrupted)
+
+
+def check(training: Training, data: Data) -> None:
+    """Fail where `finetune` would, whatever the network.
+
+    Raises
+    ------
+    DataError
+        If there is no such augmentation, or nothing to augment, or there are too few samples.
+    OnnxcpError
+        If the device is not there.
+    """
+    parse_augment(training.augment)
+    if training.augment and not any(len(spec.shape) == 4 for spec in data.specs):
+        raise DataError("Only pictures are augmented, and no input has four axes (N×C×H×W).")
+    check_device(training.device)
+    Samples.of(data, training.held_out, training.seed)
 
 
 def _shared(known: Sequence[Origin], model: Model, teacher: Model) -> tuple[str, ...]:

@@ -40,16 +40,26 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def assemble(device: str) -> Team:
-    """Return who trains on a device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+def check_device(device: str) -> None:
+    """Fail if a device, ``"cpu"``, ``"cuda"`` or ``"auto"``, is not there.
 
     Raises
     ------
     OnnxcpError
-        If there is no CUDA device, or processes are several and accelerate is not installed.
+        If it is not.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise OnnxcpError("PyTorch finds no CUDA device; train on the CPU by --device cpu.")
+
+
+def assemble(device: str) -> Team:
+    """Return who trains on a device (see `check_device`).
+
+    Raises
+    ------
+    OnnxcpError
+        If processes are several and accelerate is not installed.
+    """
     if several():
         return _Several(device)
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())

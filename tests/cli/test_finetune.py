@@ -250,10 +250,57 @@ class TestInTheMainJob:
         assert done.code == 0
         assert "Fine-tuned for 1 epoch: on samples" in done.err
 
-    def test_options_without_a_say(self, onnxcp: Run, model: Path, train: Path) -> None:
-        idle = onnxcp("optimize", model, "--train-data", train)
+    def test_its_options_are_those_of_the_command(
+        self,
+        onnxcp: Run,
+        model: Path,
+        train: Path,
+        tmp_path: Path,
+    ) -> None:
+        """Both make the same settings of them: the same command line, the same weights."""
+        how = ("--batch", "16", "--rate", "3e-3", "--seed", "3", "--augment", "flip,crop:2")
+        start, tuned, out = (tmp_path / f"{name}.onnx" for name in ("start", "tuned", "out"))
+        passes = ("--passes", 'cp3{rank=4,nodes="conv"}')
+        assert onnxcp("optimize", model, start, *passes).code == 0
+        by_itself = ("--teacher", model, "-o", tuned, "--train-data", train, "--epochs", "1")
+        assert onnxcp("finetune", start, *by_itself, *how).code == 0
+        within = ("--finetune", "1", "--train-data", train, "--json")
+        done = onnxcp("optimize", model, out, *passes, *within, *how)
+        assert done.code == 0
+        assert load(out).proto == load(tuned).proto
+        training = json.loads(done.out)["settings"]["training"]
+        assert (training["seed"], training["augment"]) == (3, "flip,crop:2")
+
+    @pytest.mark.parametrize(
+        ("how", "said"),
+        [
+            (("--augment", "blur"), "There is no augmentation 'blur'"),
+            (("--device", "cuda"), "PyTorch finds no CUDA device"),
+            (("--held-out", "0.999"), "samples are too few"),
+        ],
+    )
+    def test_settings_that_do_not_fit_show_before_the_work(
+        self,
+        onnxcp: Run,
+        model: Path,
+        train: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        how: tuple[str, ...],
+        said: str,
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.setattr("onnxcp.optimizer.by_goal", lambda *_: pytest.fail("it was begun"))
+        done = onnxcp("optimize", model, "--finetune", "1", "--train-data", train, *how)
+        assert done.code == 2
+        assert said in done.err.replace("\n", " ")
+
+    @pytest.mark.parametrize("option", ["--train-data=t.npz", "--rate=1e-3", "--seed=0"])
+    def test_options_without_a_say(self, onnxcp: Run, model: Path, option: str) -> None:
+        idle = onnxcp("optimize", model, option)
         assert idle.code == 2
-        assert "--train-data has no say without --finetune." in idle.err
+        assert f"{option.partition('=')[0]} has no say without --finetune." in idle.err
+
+    def test_nothing_to_train_on(self, onnxcp: Run, model: Path) -> None:
         bare = onnxcp("optimize", model, "--finetune", "1")
         assert bare.code == 2
         assert "--finetune needs --train-data or --calibration-data." in bare.err
