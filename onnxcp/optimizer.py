@@ -249,8 +249,8 @@ def _work(
     progress("loading", 0, 1)
     session = machine.open(original)
     calibration, scored = _data(session, data, labelled)
-    samples = calibration or scored
-    feeds = _feeds(session, settings.input_shapes, original.name, samples)
+    # What is there to score on has no say in a plan, which may look at what networks are timed on.
+    feeds = _feeds(session, settings.input_shapes, original.name, calibration)
     score = scorer(feeds, scored, evaluate)
     if settings.goal.max_accuracy_drop is not None and score is None:
         raise OnnxcpError("A largest drop needs labelled data or a function that scores.")
@@ -260,7 +260,7 @@ def _work(
         shapes=_shapes(original, feeds, machine),
         feeds=feeds,
         calibration=calibration,
-        samples=samples,
+        samples=calibration or scored,
         score=score,
         baseline=None if score is None else score(session),
         cache=settings.cache,
