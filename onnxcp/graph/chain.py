@@ -1,4 +1,4 @@
-"""What a site becomes: a few small operators in a row, with exact geometry."""
+"""What a site becomes: a few small operators in a row, or rows that are summed, all exact."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.site import Site
 
 Floats = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +43,20 @@ class MatrixStep:
     matrix: Floats
 
 
-Step = ConvStep | MatrixStep
+@dataclass(frozen=True, eq=False)
+class PickStep:
+    """A choice of channels for the steps after it: `channels`, ``(s,)``, are their numbers."""
+
+    channels: Indices
+
+
+Step = ConvStep | MatrixStep | PickStep
+Row = tuple[Step, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Steps applied one after the other, in place of one site.
+    """Steps applied one after the other, in place of one site; or several such rows, summed.
 
     No step but the last has a bias, so that zero padding stays exact.
 
@@ -60,16 +69,25 @@ class Chain:
     ranks
         Of the decomposition that it comes from, as its family counts them; empty if it comes from
         none.
+    beside
+        Further rows of steps, which read what the first step reads. What each of them makes is
+        added to what the last step makes.
     """
 
-    steps: tuple[Step, ...]
+    steps: Row
     bias: Floats | None = None
     ranks: tuple[int, ...] = ()
+    beside: tuple[Row, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows of steps that are summed, that with the bias first."""
+        return self.steps, *self.beside
 
     @property
     def parameters(self) -> int:
-        """Number of weights, bias excluded."""
-        return sum(step_weight(step).size for step in self.steps)
+        """Number of weights, bias excluded; the number of a channel counts as one."""
+        return sum(step_weight(step).size for row in self.rows for step in row)
 
 
 def with_kernel(site: Site, kernel: Floats, bias: Floats | None = None) -> Chain:
@@ -79,9 +97,18 @@ def with_kernel(site: Site, kernel: Floats, bias: Floats | None = None) -> Chain
     return Chain((ConvStep(kernel, site.geometry, site.group),), bias)
 
 
-def step_weight(step: Step) -> Floats:
-    """Return the weight of a step, in the layout ``(T, S / group, *k)`` or ``(T, S)``."""
-    return step.kernel if isinstance(step, ConvStep) else step.matrix
+def step_weight(step: Step) -> npt.NDArray[Any]:
+    """Return the weight of a step, in the layout ``(T, S / group, *k)`` or ``(T, S)``.
+
+    Of a choice of channels, it is their numbers.
+    """
+    match step:
+        case ConvStep():
+            return step.kernel
+        case MatrixStep():
+            return step.matrix
+        case PickStep():
+            return step.channels
 
 
 def site_macs(site: Site, input_shape: Sequence[int]) -> int:
@@ -105,11 +132,15 @@ def chain_macs(site: Site, chain: Chain, input_shape: Sequence[int]) -> int:
     Each step is counted on the grid that it really runs on: a 1x1 convolution ahead of a strided
     one runs on the input's grid.
     """
+    return sum(_row_macs(site, row, input_shape) for row in chain.rows)
+
+
+def _row_macs(site: Site, row: Row, input_shape: Sequence[int]) -> int:
     total, size = 0, tuple(input_shape[2:])
-    for step in chain.steps:
+    for step in row:
         if isinstance(step, MatrixStep):
             total += step.matrix.size * positions(site, input_shape)
-        else:
+        elif isinstance(step, ConvStep):
             macs, size = _conv_macs(step.kernel.shape, step.geometry, size)
             total += macs
     return total

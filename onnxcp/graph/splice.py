@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from onnxcp.graph.chain import Chain, ConvStep, Step, step_weight, with_kernel
+from onnxcp.graph.chain import (
+    Chain,
+    ConvStep,
+    MatrixStep,
+    PickStep,
+    Row,
+    step_weight,
+    with_kernel,
+)
 from onnxcp.graph.edit import edit, remove_dead_producers
 from onnxcp.graph.model import Model
 from onnxcp.graph.origins import Origin, note
@@ -23,8 +31,9 @@ _OPSET_OPTIONAL_GEMM_BIAS = 11
 def splice(model: Model, chains: Mapping[Site, tuple[str, Chain]]) -> Model:
     """Replace sites by chains.
 
-    The last node of a chain writes the site's output tensor, and takes over the site's bias unless
-    the chain has one of its own; all other nodes of the graph stay as they are, in their order.
+    The last node of a chain writes the site's output tensor. The last step takes over the site's
+    bias unless the chain has one of its own; what rows beside it make is added up after that. All
+    other nodes of the graph stay as they are, in their order.
     Factors are stored in the type of the site's weight, equal ones only once. A chain of one step
     leaves the site's node in place, with another weight; a weight that is shared is replaced for
     that site only. Which weights are factors of what is noted in the model's metadata (see
@@ -46,15 +55,17 @@ def splice(model: Model, chains: Mapping[Site, tuple[str, Chain]]) -> Model:
         emitter = _Emitter(model.opset, namer, _FactorStore(namer))
         nodes = {site: graph.nodes[site.index] for site in chains}
         for site, (label, chain) in chains.items():
-            if len(chain.steps) == 1:
+            if len(chain.steps) == 1 and not chain.beside:
                 name = emitter.reweigh(graph, nodes[site], site, label, chain)
                 renamed.setdefault(site.weight, []).append(name)
                 continue
-            made = emitter.emit(nodes[site], site, label, chain)
+            made, rows = emitter.emit(nodes[site], site, label, chain)
             _replace(graph, nodes[site], site, made)
             if chain.ranks:
-                factors = tuple(node.inputs[0 if site.weight_on_left else 1].name for node in made)
-                added.append(Origin(site.name, label, chain.ranks, factors, factors[1:-1]))
+                added.extend(
+                    Origin(site.name, label, chain.ranks, factors, factors[1:-1])
+                    for factors in rows
+                )
 
     result = edit(model, change)
     note(result.proto, added, renamed)
@@ -95,28 +106,71 @@ class _Emitter:
         self._namer = namer
         self._store = store
 
-    def emit(self, node: gs.Node, site: Site, label: str, chain: Chain) -> list[gs.Node]:
-        """Return the nodes of a chain, which read what `node` reads; outputs are not wired yet."""
+    def emit(
+        self, node: gs.Node, site: Site, label: str, chain: Chain
+    ) -> tuple[list[gs.Node], list[tuple[str, ...]]]:
+        """Return the nodes of a chain, and for each of its rows the names of its factors.
+
+        They read what `node` reads; outputs of the last one are not wired yet.
+        """
+        made: list[gs.Node] = []
+        rows = []
+        total: gs.Variable | None = None
+        for index, row in enumerate(chain.rows):
+            bias = [] if index else self._bias(node, site, label, chain)
+            nodes, factors = self._row(node, site, label, row, bias, len(made))
+            made += nodes
+            rows.append(factors)
+            if index:
+                terms = [total, self._output(made[-1], node)]
+                made.append(gs.Node("Add", self._namer(f"{site.name}/{label}/sum"), {}, terms))
+            if index < len(chain.beside):
+                total = self._output(made[-1], node)
+        return made, rows
+
+    def _row(
+        self,
+        node: gs.Node,
+        site: Site,
+        label: str,
+        row: Row,
+        bias: list[gs.Tensor],
+        first: int,
+    ) -> tuple[list[gs.Node], tuple[str, ...]]:
+        """Return the nodes of a row of steps and the names of its factors, numbered from `first`.
+
+        The last node has no output yet.
+        """
         current = node.inputs[1 if site.weight_on_left else 0]
-        bias = self._bias(node, site, label, chain)
-        made = []
-        for position, step in enumerate(chain.steps):
-            last = position == len(chain.steps) - 1
-            op, attributes, values = self._operator(site, step, first=position == 0, last=last)
-            factor = self._store(f"{site.weight}/{label}/{position}", values.astype(site.dtype))
-            inputs = [factor, current] if site.weight_on_left else [current, factor]
-            if last:
-                inputs += bias
-            elif op == "Gemm" and self._opset < _OPSET_OPTIONAL_GEMM_BIAS:
-                zeros = np.zeros(len(step_weight(step)), site.dtype)
-                inputs.append(self._store(f"{site.weight}/{label}/zeros", zeros))
-            name = self._namer(f"{site.name}/{label}/{position}")
-            new = gs.Node(op, name, attributes, inputs)
+        made: list[gs.Node] = []
+        factors = []
+        for position, step in enumerate(row):
+            last = position == len(row) - 1
+            stored = f"{site.weight}/{label}/{first + position}"
+            name = self._namer(f"{site.name}/{label}/{first + position}")
+            if isinstance(step, PickStep):
+                numbers = self._store(stored, step.channels.astype(np.int64))
+                made.append(gs.Node("Gather", name, {"axis": 1}, [current, numbers]))
+            else:
+                op, attributes, values = self._operator(site, step, first=position == 0, last=last)
+                factor = self._store(stored, values.astype(site.dtype))
+                inputs = [factor, current] if site.weight_on_left else [current, factor]
+                if last:
+                    inputs += bias
+                if op == "Gemm" and len(inputs) == 2 and self._opset < _OPSET_OPTIONAL_GEMM_BIAS:
+                    zeros = np.zeros(len(step_weight(step)), site.dtype)
+                    inputs.append(self._store(f"{site.weight}/{label}/zeros", zeros))
+                made.append(gs.Node(op, name, attributes, inputs))
+                factors.append(factor.name)
             if not last:
-                current = gs.Variable(self._namer(f"{name}/out"), dtype=node.outputs[0].dtype)
-                new.outputs.append(current)
-            made.append(new)
-        return made
+                current = self._output(made[-1], node)
+        return made, tuple(factors)
+
+    def _output(self, made: gs.Node, like: gs.Node) -> gs.Variable:
+        """Give a node an output within the chain."""
+        output = gs.Variable(self._namer(f"{made.name}/out"), dtype=like.outputs[0].dtype)
+        made.outputs.append(output)
+        return output
 
     def reweigh(self, graph: gs.Graph, node: gs.Node, site: Site, label: str, chain: Chain) -> str:
         """Give a node the weight and the bias of a chain of one step; return the weight's name."""
@@ -142,7 +196,7 @@ class _Emitter:
 
     @staticmethod
     def _operator(
-        site: Site, step: Step, *, first: bool, last: bool
+        site: Site, step: ConvStep | MatrixStep, *, first: bool, last: bool
     ) -> tuple[str, dict[str, Any], npt.NDArray[Any]]:
         """Return operator, attributes and weight, in the operator's own layout, of one step."""
         if isinstance(step, ConvStep):

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcp.factorize import Factorized
 from onnxcp.graph.alone import INPUT, isolate
-from onnxcp.graph.chain import Chain, ConvStep, MatrixStep, Step, step_weight
+from onnxcp.graph.chain import Chain, ConvStep, MatrixStep, PickStep, Step, step_weight
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
@@ -203,7 +203,7 @@ class LatencyTable:
             "group": site.group,
             "type": str(site.dtype),
             "input": self._shapes[site.input],
-            "chain": [_step_key(step) for step in offer.sketch.steps],
+            "chain": [[_step_key(step) for step in row] for row in offer.sketch.rows],
         }
 
 
@@ -214,7 +214,8 @@ def timing_of(trial: Trial) -> Timing:
 
 def with_random_weights(chain: Chain) -> Chain:
     """Fill a sketch: zeros could be skipped or fall to denormal numbers, random weights cannot."""
-    return Chain(tuple(_with_random_weight(step) for step in chain.steps))
+    steps, *beside = (tuple(map(_with_random_weight, row)) for row in chain.rows)
+    return Chain(steps, beside=tuple(beside))
 
 
 def _between(offer: Offer, measured: Sequence[tuple[Offer, Timing]]) -> Timing:
@@ -242,12 +243,14 @@ def _geometry_key(geometry: Geometry | None) -> Any:
 
 
 def _step_key(step: Step) -> Any:
-    if isinstance(step, MatrixStep):
-        return step.matrix.shape
-    return step.kernel.shape, step.group, _geometry_key(step.geometry)
+    if isinstance(step, ConvStep):
+        return step.kernel.shape, step.group, _geometry_key(step.geometry)
+    return step_weight(step).shape
 
 
 def _with_random_weight(step: Step) -> Step:
+    if isinstance(step, PickStep):
+        return step
     weight = step_weight(step)
     fan_in = int(np.prod(weight.shape[1:]))
     rng = np.random.default_rng(weight.size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import helper
@@ -11,7 +13,15 @@ from onnxcp_passes.spatial_svd import SpatialSvd
 from onnxcp_passes.tucker import Tucker2
 
 from onnxcp.factorize import FactorizePass
-from onnxcp.graph.chain import Chain, ConvStep, MatrixStep, chain_macs, positions, site_macs
+from onnxcp.graph.chain import (
+    Chain,
+    ConvStep,
+    MatrixStep,
+    PickStep,
+    chain_macs,
+    positions,
+    site_macs,
+)
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.site import Site
 from tests.networks import conv_model, model_of, noise, only_site
@@ -138,3 +148,15 @@ def test_parameters_are_those_of_all_steps_without_bias() -> None:
 def test_a_sketch_takes_no_memory() -> None:
     chain = ChannelSvd().sketch(conv_site(), (10**9,))
     assert chain.parameters == 10**9 * (4 * 9 + 6)
+
+
+def test_rows_that_are_summed_are_counted_together() -> None:
+    """What picks channels multiplies nothing; their numbers are stored like weights."""
+    site = conv_site(**STRIDED)
+    assert site.geometry is not None
+    low = ChannelSvd().sketch(site, (3,))
+    point = ConvStep(np.zeros((6, 2, 1, 1)), replace(site.geometry, kernel=(1, 1), pads=(0,) * 4))
+    chain = replace(low, beside=((PickStep(np.array([0, 2])), point),))
+    assert chain.rows == (low.steps, *chain.beside)
+    assert chain_macs(site, chain, INPUT) == chain_macs(site, low, INPUT) + 6 * 2 * 4 * 5
+    assert chain.parameters == low.parameters + 6 * 2 + 2

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcp_passes.channel_svd import ChannelSvd
 from onnxcp_passes.cp import Cp4
 
-from onnxcp.graph.chain import Chain, ConvStep, with_kernel
+from onnxcp.graph.chain import Chain, ConvStep, MatrixStep, PickStep, with_kernel
+from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.model import Model, load
 from onnxcp.graph.origins import KEY
 from onnxcp.graph.site import find_sites
@@ -684,3 +685,84 @@ def test_depthwise_steps_are_emitted_with_their_groups() -> None:
     result = splice(model, {site: ("cp4", family.apply(site, (5,)).chain)})
     groups = [helper.get_node_attr_value(node, "group") for node in result.proto.graph.node]
     assert groups == [2, 10, 10, 2]
+
+
+class TestRows:
+    """Chains of several rows, which are summed."""
+
+    @staticmethod
+    def chain(pick: bool = False) -> Chain:
+        kernel, small, mix = noise(2, 4, 3, 3), noise(6, 4, 1, 1, seed=1), noise(6, 2, 1, 1, seed=2)
+        geometry = Geometry((3, 3), (1, 2), (1, 1, 1, 1), (1, 1))
+        low = ConvStep(kernel, geometry), ConvStep(mix, Geometry.pointwise(2))
+        beside = replace(geometry, kernel=(1, 1), pads=(0, 0, 0, 0))
+        if pick:
+            channels = PickStep(np.array([3, 1]))
+            return Chain(low, beside=((channels, ConvStep(small[:, :2], beside)),))
+        return Chain(low, beside=((ConvStep(small, beside),),))
+
+    @staticmethod
+    def model(**options: Any) -> Model:
+        return load(conv_model(pads=(1, 1, 1, 1), strides=(1, 2), **options))
+
+    @pytest.mark.parametrize("pick", [False, True])
+    def test_are_added_and_the_bias_once(self, pick: bool) -> None:
+        model, chain = self.model(), self.chain(pick)
+        result = splice(model, {only_site(model): ("sum", chain)})
+        onnx.checker.check_model(result.proto, full_check=True)
+        low, beside = chain.rows
+        first, last = (step.kernel for step in low if isinstance(step, ConvStep))
+        kernel = np.einsum("trab,rsij->tsij", last, first)
+        (small,) = (step.kernel for step in beside if isinstance(step, ConvStep))
+        kernel[:, [3, 1] if pick else slice(None), 1:2, 1:2] += small
+        whole = replace_kernels(model, {only_site(model): kernel})
+        assert difference(run(result)[0], run(whole)[0]) < FLOAT32
+
+    def test_stand_where_the_site_stood_and_end_in_the_sum(self) -> None:
+        model = self.model()
+        proto = splice(model, {only_site(model): ("sum", self.chain(pick=True))}).proto
+        named = [(node.op_type, node.name) for node in proto.graph.node]
+        assert named == [
+            ("Conv", "conv/sum/0"),
+            ("Conv", "conv/sum/1"),
+            ("Gather", "conv/sum/2"),
+            ("Conv", "conv/sum/3"),
+            ("Add", "conv/sum/sum"),
+        ]
+        *_, total = proto.graph.node
+        assert list(total.output) == list(model.proto.graph.node[0].output)
+        assert [len(node.input) for node in proto.graph.node] == [2, 3, 2, 2, 2]
+        np.testing.assert_array_equal(initializers(proto)["w/sum/2"], [3, 1])
+        assert initializers(proto)["w/sum/2"].dtype == np.int64
+
+    def test_of_three_are_added_one_by_one(self) -> None:
+        model, chain = self.model(), self.chain()
+        again = replace(chain, beside=chain.beside * 2)
+        result = splice(model, {only_site(model): ("sum", again)})
+        assert operators(result.proto) == ["Conv", "Conv", "Conv", "Add", "Conv", "Add"]
+        once = splice(model, {only_site(model): ("sum", chain)})
+        without = splice(model, {only_site(model): ("low", replace(chain, beside=()))})
+        one, two, none = (run(each)[0] for each in (once, result, without))
+        assert difference(two - one, one - none) < FLOAT32
+
+    def test_of_one_step_each_are_no_site_with_another_weight(self) -> None:
+        model = self.model()
+        site = only_site(model)
+        (twice,) = with_kernel(site, noise(6, 4, 3, 3)).steps
+        chain = Chain((twice,), beside=((twice,),))
+        result = splice(model, {site: ("sum", chain)})
+        assert operators(result.proto) == ["Conv", "Conv", "Add"]
+        whole = replace_kernels(model, {site: 2 * noise(6, 4, 3, 3)})
+        assert difference(run(result)[0], run(whole)[0]) < FLOAT32
+
+    @pytest.mark.parametrize("opset", [9, 13])
+    def test_of_products_have_gains_of_their_own(self, opset: int) -> None:
+        node = helper.make_node("Gemm", ["x", "w", "c"], ["y"], name="g", alpha=0.5, beta=2.0)
+        weights = {"w": noise(4, 6), "c": noise(6, seed=1)}
+        model = load(model_of([node], inputs={"x": (3, 4)}, weights=weights, opset=opset))
+        one, other = noise(6, 4, seed=2), noise(6, 4, seed=3)
+        chain = Chain((MatrixStep(one),), beside=((MatrixStep(other),),))
+        site = only_site(model)
+        result = splice(model, {site: ("sum", chain)})
+        whole = replace_kernels(model, {site: one + other})
+        assert difference(run(result)[0], run(whole)[0]) < FLOAT32
