@@ -147,15 +147,16 @@ class FactorizePass(Pass):
     def lower(self, site: Site, factors: Factors) -> Chain:
         """Arrange factors as the steps of a chain."""
 
-    @abstractmethod
     def product(self, site: Site) -> Product:
         """Return how the factors of one group make its kernel, in the order of the chain.
 
         A factor is the weight of a step, ``(out, in, *k)``, and its subscripts are what is left of
         these axes without those of length 1 that no letter stands for: `t` and `s` for output and
         input channels of the group, those of `SPATIAL` for the spatial axes of the kernel, any
-        other for a rank.
+        other for a rank. A family of kernels that are no such product overrides `kernel`, `refine`,
+        `whitened` and `mixed` instead.
         """
+        raise NotImplementedError(f"{self.name} makes no product of its factors")
 
     def kernel(self, site: Site, factors: Factors) -> Floats:
         """Multiply factors out to the kernel ``(T, S / group, *k)`` that they stand for."""
@@ -256,6 +257,35 @@ class FactorizePass(Pass):
         """
         raise NotImplementedError(f"{self.name} cannot be cut by what comes out")
 
+    def mixed(self, site: Site, factors: Factors, mixing: Floats) -> Factors:
+        """Return the factors of a kernel whose output channels are mixed.
+
+        Parameters
+        ----------
+        site
+            The site.
+        factors
+            Its factors.
+        mixing : (T, T / G) ndarray
+            What to make of the outputs of each group.
+        """
+        *others, last = factors
+        return (*others, mixed(last, mixing, site.group))
+
+    def forms(self) -> tuple[FactorizePass, ...]:
+        """Return what the family has to offer: itself, or several with paths of their own.
+
+        All of them carry out the same ranks in the same way.
+        """
+        return (self,)
+
+    def rounded(self, site: Site, ranks: Ranks, multiple: int, *, up: bool) -> Ranks:
+        """Round ranks to multiples, but no further than to the full ones."""
+        return tuple(
+            round_rank(rank, multiple, limit, up=up)
+            for rank, limit in zip(ranks, self.full_ranks(site), strict=True)
+        )
+
     def ranks_on_path(self, site: Site, share: float) -> Ranks:
         """Return ranks that grow from ones to `full_ranks` as `share` goes from 0 to 1."""
         return tuple(max(1, math.floor(share * full)) for full in self.full_ranks(site))
@@ -289,14 +319,10 @@ class FactorizePass(Pass):
         """
         shape = input_shape or nominal_input_shape(site)
         budget = share * site_macs(site, shape)
-        full = self.full_ranks(site)
 
         def rounded(path_share: float) -> Ranks:
             path = self.ranks_on_path(site, path_share)
-            return tuple(
-                round_rank(r, round_to, limit, up=False)
-                for r, limit in zip(path, full, strict=True)
-            )
+            return self.rounded(site, path, round_to, up=False)
 
         @functools.cache  # rounded ranks come again and again
         def fits(ranks: Ranks) -> bool:
@@ -335,10 +361,7 @@ class FactorizePass(Pass):
                 ranks = self.ranks_above_noise(site)
             else:
                 ranks = self.ranks_for_energy(site, energy)
-            return tuple(
-                round_rank(rank, self.round_to, limit, up=True)
-                for rank, limit in zip(ranks, full, strict=True)
-            )
+            return self.rounded(site, ranks, self.round_to, up=True)
         if self.macs is not None:
             return self.ranks_for_macs(site, self.macs, self.round_to, input_shape)
         raise PassError(f"Pass '{self.name}' needs one of {_SIZES}.")
@@ -484,6 +507,12 @@ def _joined(groups: Iterable[Sequence[Floats]], like: Factors) -> Factors:
         np.concatenate(parts).reshape(factor.shape)
         for parts, factor in zip(zip(*groups, strict=True), like, strict=True)
     )
+
+
+def mixed(factor: Floats, mixing: Floats, group: int) -> Floats:
+    """Mix the output channels ``(T, ...)`` of a factor, group by group, by ``(T, T / G)``."""
+    parts = zip(np.split(mixing, group), np.split(factor, group), strict=True)
+    return np.concatenate([np.tensordot(mix, part, axes=1) for mix, part in parts])
 
 
 def selected(name: str, nodes: str, exclude: str = "") -> bool:

@@ -222,7 +222,7 @@ def menu(settings: Settings, cache: Cache, *, searching: bool) -> Menu:
         if not each.named_only and (searching or not each.searches_ranks)
     )
     round_to = settings.round_to or rank_block(settings.machine, cache)
-    chosen = tuple(installed[name] for name in names)
+    chosen = tuple(form for name in names for form in installed[name].forms())
     return Menu(chosen, round_to, settings.nodes, settings.exclude)
 
 

@@ -13,6 +13,7 @@ from onnx import helper
 from onnxcp_passes.channel_svd import ChannelSvd
 from onnxcp_passes.cp import Cp3, Cp4
 from onnxcp_passes.output_first_svd import OutputFirstSvd
+from onnxcp_passes.sparse_low_rank import SparseLowRank
 from onnxcp_passes.spatial_svd import SpatialSvd
 from onnxcp_passes.tensor_train import TensorTrain
 from onnxcp_passes.tucker import Tucker2
@@ -166,11 +167,11 @@ class TestRanks:
         full = each.full_ranks(site)
         if isinstance(ranks, Refusal):
             assert ranks.reason == Reason.NO_REDUCTION
-            least = tuple(min(round_to, limit) for limit in full)
+            least = each.rounded(site, each.ranks_on_path(site, 0.0), round_to, up=False)
             assert chain_macs(site, each.sketch(site, least), INPUT) > budget
             return
         assert chain_macs(site, each.sketch(site, ranks), INPUT) <= budget
-        assert all(r % round_to == 0 or r == limit for r, limit in zip(ranks, full, strict=True))
+        assert each.rounded(site, ranks, round_to, up=False) == ranks
         if len(ranks) == 1 and ranks != full:
             more = tuple(min(r + round_to, limit) for r, limit in zip(ranks, full, strict=True))
             assert chain_macs(site, each.sketch(site, more), INPUT) > budget
@@ -201,8 +202,18 @@ class TestRanks:
         assert all(1 <= a <= b for a, b in zip(low, high, strict=True))
         full = each.full_ranks(site)
         assert all(b <= limit for b, limit in zip(high, full, strict=True))
-        assert each.ranks_on_path(site, 0.0) == (1,) * len(full)
+        if family is SparseLowRank:  # where a support stays what it is, and the rank alone grows
+            full = (full[0], *low[1:])
+            assert each.ranks_on_path(site, 0.0) == (1, *low[1:])
+        else:
+            assert each.ranks_on_path(site, 0.0) == (1,) * len(full)
         assert each.ranks_on_path(site, 1.0) == full
+
+    def test_rounded_are_multiples_or_full(self) -> None:
+        site = site_of()
+        assert Tucker2().rounded(site, (5, 23), 4, up=False) == (4, 20)
+        assert Tucker2().rounded(site, (5, 23), 4, up=True) == (8, 24)
+        assert Tucker2().rounded(site, (16, 1), 32, up=False) == (16, 24)
 
 
 class TestNominalInput:
@@ -368,7 +379,7 @@ class TestRun:
 
     @each_family
     def test_takes_a_weight_of_zeros(self, family: type[FactorizePass]) -> None:
-        proto = conv_model()
+        proto = conv_model(pads=(1, 1, 1, 1))
         proto.graph.initializer[0].raw_data = bytes(6 * 4 * 9 * 4)
         (note,) = run_pass(family(rank=2), proto).notes
         assert note.endswith("weight error 0")

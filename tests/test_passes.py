@@ -27,6 +27,7 @@ BUILT_IN = {
     "cp4",
     "fold-batchnorm",
     "output-first-svd",
+    "sparse-low-rank",
     "spatial-svd",
     "tensor-train",
     "tucker2",

@@ -159,8 +159,8 @@ def choosing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="",
             metavar="NAME,...",
             help="Families to choose from, such as cp3,tucker2. By default all but those that ask "
-            "to be named, output-first-svd and tensor-train; for --energy also without those that "
-            "find a rank only by trial, cp3 and cp4.",
+            "to be named, output-first-svd, tensor-train and sparse-low-rank; for --energy also "
+            "without those that find a rank only by trial, cp3 and cp4.",
         ),
     ):
         command = option(command)

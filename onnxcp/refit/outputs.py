@@ -79,11 +79,8 @@ class MixedOutputs:
         exact refit of its last factor.
         """
         mixing, error = regression(seen, same)
-        *others, last = choice.factors
-        groups = self._site.group
-        lasts = zip(np.split(mixing, groups), np.split(last, groups), strict=True)
-        mixed = np.concatenate([np.tensordot(mix, part, axes=1) for mix, part in lasts])
-        return Trial(choice, (*others, mixed), self._shift(mixing, seen), error)
+        factors = choice.family.mixed(self._site, choice.factors, mixing)
+        return Trial(choice, factors, self._shift(mixing, seen), error)
 
     def _cut(self, choice: Factorized, seen: Observed, same: Array) -> Trial:
         """Regress the targets on what the site itself makes, at a reduced rank."""

@@ -45,6 +45,14 @@ def test_factors_are_noted(
     assert [name for name in read if name in names] == list(names)
 
 
+def test_factors_of_every_row_of_a_sum_are_noted() -> None:
+    model = factorised(conv_model(pads=(1, 1, 1, 1)), "sparse-low-rank", rank=2)
+    rows = [("w/sparse-low-rank/0", "w/sparse-low-rank/1"), ("w/sparse-low-rank/3",)]
+    assert origins(model.proto) == tuple(
+        Origin("conv", "sparse-low-rank", (2, 2, 2, 2), row) for row in rows
+    ), "but not the numbers of channels: they are no weights"
+
+
 def test_the_note_is_plain_json() -> None:
     (entry,) = factorised(conv_model(), "cp3").proto.metadata_props
     assert entry.key == KEY

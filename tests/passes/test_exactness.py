@@ -51,6 +51,7 @@ EXPRESSES: dict[str, Callable[[Site], bool]] = {
     "tensor-train": lambda site: long_axes(site) >= 2 and can_split(site),
     "cp3": lambda site: long_axes(site) >= 1,
     "cp4": lambda site: long_axes(site) >= 2 and can_split(site),
+    "sparse-low-rank": lambda site: long_axes(site) >= 1,
 }
 
 

@@ -290,6 +290,7 @@ FAMILIES = [
     "tensor-train",
     "cp3",
     "cp4",
+    "sparse-low-rank",
 ]
 
 
