@@ -162,15 +162,16 @@ def _shared(known: Sequence[Origin], model: Model, teacher: Model) -> tuple[str,
     ends = {origin.factors[-1] for origin in known}
     made = {name for node in teacher.proto.graph.node for name in node.output}
     outputs = {value.name for value in model.proto.graph.output}
-    found = []
+    found, terms = [], set()
     for node in model.proto.graph.node:
-        if not ends & set(node.input):
+        read = set(node.input)
+        if not ends & read and not (node.op_type == "Add" and terms & read):
             continue
         if node.output[0] in made:
             found.append(node.output[0])
         else:
-            ends.add(node.output[0])  # a row of a chain of several, which end in their sum
-    return tuple(name for name in dict.fromkeys(found) if name not in outputs)
+            terms.add(node.output[0])  # what a row of several makes; they end in their sum
+    return tuple(name for name in found if name not in outputs)
 
 
 def _showing(model: Model, names: Iterable[str]) -> Model:

@@ -17,7 +17,9 @@ from tests.networks import noise
 QUICK = Training(epochs=2, batch=16, device="cpu", rate=3e-3)
 
 
-def rewritten(model: onnx.ModelProto | Model, *, family: str = "cp3", rank: int = 6) -> Model:
+def rewritten(
+    model: onnx.ModelProto | Model, *, family: str = "cp3", rank: int | tuple[int, ...] = 6
+) -> Model:
     kind = find_pass(family)
     assert issubclass(kind, FactorizePass)
     return kind(rank=rank, nodes="conv").run(load(model), Context()).model

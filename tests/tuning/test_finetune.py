@@ -121,12 +121,28 @@ def test_every_way_of_training_improves(changes: dict[str, Any]) -> None:
     assert len(result.epochs) == QUICK.epochs
 
 
-@pytest.mark.parametrize("family", ["channel-svd", "spatial-svd", "tucker2", "cp3", "cp4"])
-def test_every_family(family: str) -> None:
-    model = rewritten(teacher(), family=family, rank=4)
+FAMILIES: dict[str, int | tuple[int, ...]] = dict.fromkeys(
+    ["channel-svd", "spatial-svd", "tucker2", "cp3", "cp4"], 4
+) | {"sparse-low-rank": (4, 1, 1, 1)}
+
+
+@pytest.mark.parametrize(("family", "rank"), FAMILIES.items())
+def test_every_family(family: str, rank: int | tuple[int, ...]) -> None:
+    model = rewritten(teacher(), family=family, rank=rank)
     result = finetune(model, teacher(), data(), QUICK)
     assert result.improved
     assert result.grouped
+
+
+@pytest.mark.parametrize("family", ["cp3", "sparse-low-rank"])
+def test_what_a_layer_puts_out_is_matched_with_the_teacher(family: str) -> None:
+    """In one row of steps or in several: it is what the layer's tensor is called."""
+    model = rewritten(teacher(), family=family, rank=FAMILIES[family])
+    one, other = (
+        finetune(model, teacher(), data(), replace(QUICK, match=match)).model
+        for match in (0.0, 5.0)
+    )
+    assert one.proto != other.proto
 
 
 def test_outputs_that_are_no_classes() -> None:
