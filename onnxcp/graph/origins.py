@@ -8,7 +8,8 @@ The note is one entry of ``metadata_props`` under the key `KEY`, JSON of this fo
          "middle": ["conv2.weight/cp3/1"]}]}
 
 `factors` are the weights of the chain that took the place of a node, in the order of the chain;
-`middle` are those that are neither first nor last.
+`middle` are those that are neither first nor last. A chain of several rows, which are summed, has
+an entry for each.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ class SparseLowRank(FactorizePass):
         ranks: Ranks,
         parts: Sequence[Parts],
     ) -> Factors:
-        """Put the groups together; a rank beyond full is filled with zeros."""
+        """Put the groups together."""
         shapes = self.factor_shapes(site, ranks)
         firsts, lasts, smalls, chosen, _ = zip(*parts, strict=True)
         factors = [np.concatenate(each) for each in (firsts, lasts, smalls, chosen)]
