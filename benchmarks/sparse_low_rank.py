@@ -52,7 +52,7 @@ from onnxcp.linalg.moments import reduced_rank
 from onnxcp.linalg.sparse_low_rank_admm import Penalties, Relaxed, debiased, solve_relaxed
 from onnxcp.planning.latency import SiteBench, timing_of
 from onnxcp.profiling.inputs import session_inputs
-from onnxcp.refit.rectified import BehindRelu
+from onnxcp.refit.activation import BehindActivation
 from onnxcp.refit.regression import Trial, metric
 from onnxcp.refit.stops import observe_stop, pairs_of
 
@@ -64,7 +64,7 @@ SHARES = (0.25, 0.5)  # of a layer's parameters
 PICTURES = 512
 ROWS = 2000  # that the relaxed problem is solved on, which takes all of them in every iteration
 ITERATIONS = 100
-RATIO = 1.2  # of the two penalties, of the group norm over the nuclear norm
+RATIOS = {"positions": 0.6, "inputs": 0.2}  # of the group norm over the nuclear norm
 HALVINGS = 7
 ROUNDS = 15  # of iterative hard thresholding
 OTHERS = ("spatial-svd", "output-first-svd", "cp3")
@@ -111,7 +111,7 @@ class Layer:
     def error(self, weight: Array, bias: Array | None = None) -> float:
         """Return the error behind the ReLU, with the best bias ahead of it if none is given."""
         shift = self.seen.best_bias(weight) if bias is None else bias
-        return float(BehindRelu(self.site, self.rows).error(weight, shift) ** 0.5)
+        return float(BehindActivation(self.site, relu(), self.rows).error(weight, shift) ** 0.5)
 
     def ranks(self, kind: FactorizePass, share: float) -> Ranks | None:
         """Return the ranks at which a family keeps a share of the parameters; None if it cannot."""
@@ -135,7 +135,7 @@ class Layer:
 
     def behind(self, trial: Trial) -> Trial:
         """Go on behind the ReLU."""
-        found = BehindRelu(self.site, self.rows).fit(trial, self.weight, [self.gram])
+        found = BehindActivation(self.site, relu(), self.rows).fit(trial, self.weight, [self.gram])
         return Trial(found.choice, found.factors, found.bias, found.error**0.5)
 
 
@@ -161,7 +161,7 @@ def groups_of(kind: str, site: Site) -> Array:
     return columns if kind == "inputs" else np.ascontiguousarray(columns.T)
 
 
-def relaxed(layer: Layer, groups: Array, parameters: float) -> Relaxed:
+def relaxed(layer: Layer, groups: Array, ratio: float, parameters: float) -> Relaxed:
     """Solve the published problem; the largest of what keeps to a number of parameters."""
     weight, use = layer.weight.astype(np.float64), np.flatnonzero(~layer.rows.held)[:ROWS]
     x = layer.rows.x[use].astype(np.float64)
@@ -174,7 +174,7 @@ def relaxed(layer: Layer, groups: Array, parameters: float) -> Relaxed:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         level = scale * 2.0**middle
-        penalties = Penalties(RATIO * level, level)
+        penalties = Penalties(ratio * level, level)
         found = solve_relaxed(
             x, wanted, relu(), groups, penalties, weight=weight, bias=bias, iterations=ITERATIONS
         )
@@ -204,10 +204,10 @@ def compare_layers(at: Path) -> None:
                 size = "x".join(map(str, ranks))
                 both = f"{plain.error:.4f} ahead, {layer.behind(plain).error:.4f} behind"
                 print(f"    {name:24} {size:14} {both}", flush=True)
-            for kind_of_group in ("positions", "inputs"):
+            for kind_of_group in RATIOS:
                 groups = groups_of(kind_of_group, site)
                 begin = time.perf_counter()
-                found = relaxed(layer, groups, share * site.parameters)
+                found = relaxed(layer, groups, RATIOS[kind_of_group], share * site.parameters)
                 fit = debiased(found, groups, layer.weight, layer.gram)
                 errors = layer.error(found.weight, found.bias), layer.error(fit.weight)
                 seconds = time.perf_counter() - begin

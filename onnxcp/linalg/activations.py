@@ -173,3 +173,19 @@ def clip(low: float, high: float) -> Piecewise:
     below = (Piece(-np.inf, low, 0.0, low),) if np.isfinite(low) else ()
     above = (Piece(high, np.inf, 0.0, high),) if np.isfinite(high) else ()
     return Piecewise((*below, inside, *above))
+
+
+def relative_error(activation: Activation, wanted: Floats, made: Floats) -> float:
+    """Return the squared error behind an activation, relative to the power of what should be there.
+
+    Parameters
+    ----------
+    activation
+        r.
+    wanted, made : (n, T) ndarray
+        What should come out ahead of it, and what does.
+    """
+    goal = activation(wanted)
+    power = float(np.sum(np.square(goal, dtype=np.float64)))
+    off = float(np.sum(np.square(goal - activation(made), dtype=np.float64)))
+    return off / (power or 1.0)

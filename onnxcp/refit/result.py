@@ -26,8 +26,8 @@ class RefitSettings:
     seed
         Of the drawing of rows.
     target
-        ``"auto"``: where nothing but a ReLU reads a site's output, what comes out of it is fitted
-        too, and taken if it is closer there; ``"linear"``: never.
+        ``"auto"``: where nothing but an activation reads a site's output, what comes out of it is
+        fitted too, and taken if it is closer there; ``"linear"``: never.
     """
 
     scope: str = "all"

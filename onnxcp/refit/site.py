@@ -18,8 +18,8 @@ from onnxcp.graph.chain import with_kernel
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
 from onnxcp.profiling.machine import Machine
+from onnxcp.refit.activation import BehindActivation, activations_behind
 from onnxcp.refit.outputs import MixedOutputs
-from onnxcp.refit.rectified import BehindRelu, rectified_sites
 from onnxcp.refit.regression import Trial, metric, regression
 from onnxcp.refit.result import Refit, RefitSettings
 from onnxcp.refit.stops import bias_of, observe_stop, pairs_of, stored_bias
@@ -50,7 +50,7 @@ class Fitter:
         self._settings = settings
         self._shared = Counter(site.weight for site in sites)
         linear = settings.target == "linear"
-        self._rectified = set() if linear else rectified_sites(model, sites)
+        self._activations = {} if linear else activations_behind(model, sites)
 
     def fit(self, stop: Stop, choices: Sequence[Factorized]) -> Refit | None:
         """Return what becomes of a stop; None where it is left alone."""
@@ -114,10 +114,10 @@ class Fitter:
             winner = best([winner, fitted(choice, white, 0)])[0]
         winner = best([winner, fitted(choice, winner.factors, None)])[0]
         judge: Callable[[Array, Array], float] = seen.error
-        if site in self._rectified:
+        if site in self._activations:
             rows = sample(site, pairs_of(stop), self._batches, seed=self._settings.seed)
             if rows is not None:
-                behind = BehindRelu(site, rows)
+                behind = BehindActivation(site, self._activations[site], rows)
                 winner, judge = behind.fit(winner, goal, grams), behind.error
         own, before = (
             judge(choice.kernel.reshape(site.outputs, -1), bias)

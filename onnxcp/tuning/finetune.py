@@ -162,7 +162,8 @@ def _shared(known: Sequence[Origin], model: Model, teacher: Model) -> tuple[str,
     ends = {origin.factors[-1] for origin in known}
     made = {name for node in teacher.proto.graph.node for name in node.output}
     outputs = {value.name for value in model.proto.graph.output}
-    found, terms = [], set()
+    found: list[str] = []
+    terms: set[str] = set()
     for node in model.proto.graph.node:
         read = set(node.input)
         if not ends & read and not (node.op_type == "Add" and terms & read):

@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxcp.linalg.activations import Maxout, Piecewise, clip, identity, leaky_relu, relu
-from onnxcp.linalg.rectified import rectified_targets
+from onnxcp.linalg.activations import (
+    Maxout,
+    Piecewise,
+    clip,
+    identity,
+    leaky_relu,
+    relative_error,
+    relu,
+)
 
 SLOPES = np.array([0.25, -0.5, 0.0, 2.0])
 PIECEWISE = {
@@ -50,11 +57,22 @@ def test_no_grid_holds_anything_better(kind: Piecewise, plain: Any, rho: float) 
     assert (cost(aim) <= least + 1e-9).all()
 
 
-def test_of_a_relu_is_what_refits_aim_at() -> None:
-    wanted, made = np.abs(values(seed=3)), values(seed=4)
-    np.testing.assert_allclose(
-        relu().prox(wanted, made, 0.3), rectified_targets(wanted, made, 0.3), atol=1e-12
-    )
+def test_what_is_off_below_zero_is_let_be() -> None:
+    wanted, made = np.array([[-1.0, -3.0, 2.0]]), np.array([[-2.0, -0.5, 2.0]])
+    np.testing.assert_array_equal(relu().prox(np.maximum(wanted, 0), made, 0.1), made)
+    assert relative_error(relu(), wanted, made) == 0
+
+
+@each
+def test_a_strict_penalty_leaves_what_is_made(kind: Piecewise, plain: Any) -> None:
+    wanted, made = values(seed=8), values(seed=9)
+    np.testing.assert_allclose(kind.prox(plain(wanted), made, 1e9), made, atol=1e-6)
+
+
+def test_the_error_is_relative_to_what_comes_out() -> None:
+    wanted, made = np.array([[3.0, -5.0]]), np.array([[0.0, -1.0]])
+    assert relative_error(relu(), wanted, made) == 1
+    assert relative_error(relu(), np.array([[-1.0]]), np.array([[-2.0]])) == 0
 
 
 @pytest.mark.parametrize("rho", RHOS)
