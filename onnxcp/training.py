@@ -30,7 +30,8 @@ class Training:
     optimizer
         ``"adamw"``, or ``"sgd"`` with momentum.
     rate
-        The learning rate at its highest.
+        The learning rate at its highest. With ``"adamw"``, a weight of more than one axis has one
+        hundredth of its root mean square at most.
     factor_rate
         What factors of replaced layers get of it. Their gradients are steep: what one changes is
         multiplied by all others of its layer (Lebedev et al. 2015, section 4.2; Phan et al. 2020).

@@ -13,7 +13,7 @@ import torch
 from onnxcp.errors import DataError
 from onnxcp.files import atomic_writer
 
-_FORMAT = "onnxcp training 1"
+_FORMAT = "onnxcp training 2"
 
 
 def write(path: Path, run: Mapping[str, str], state: Mapping[str, Any]) -> None:

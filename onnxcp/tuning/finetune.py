@@ -123,6 +123,7 @@ def finetune(
                 f"What '{model.name}' or its teacher puts out for the samples is not finite."
             )
         balance(student, known)
+        trainer.limit_rates()
         if _recalibrate(student, samples, training, team):
             trainer.restart()
     interrupted, drawing = False, torch.get_rng_state()

@@ -24,6 +24,8 @@ from onnxcp.tuning.team import Team
 
 Tensors = dict[str, Tensor]
 
+_LARGEST_STEP, _LEAST_SIZE = 1e-2, 1e-3  # relative, and of what it is relative to
+
 
 @dataclass
 class Position:
@@ -99,6 +101,21 @@ class Trainer:
         score = self.score()
         if score.loss < self.position.best.loss:
             self.best, self.position.best = self.tensors(), score
+
+    def limit_rates(self) -> None:
+        """Let no step be large beside the weights that the student has now.
+
+        AdamW moves every weight by the rate, whatever its size: those of a layer that reads numbers
+        up to 255 are small, and would be lost within a few steps. So a tensor has a rate of one
+        hundredth of its root mean square at most (Shazeer and Stern 2018, section 8). Vectors have
+        no such limit: they are added, and zeros are as good a start as any.
+        """
+        if self._training.optimizer == "adamw":
+            for group in self._optimizer.param_groups:
+                (weight,) = group["params"]
+                if weight.ndim > 1:
+                    size = max(float(weight.detach().square().mean().sqrt()), _LEAST_SIZE)
+                    group["highest"] = min(group["highest"], _LARGEST_STEP * size)
 
     def score_of(self, tensors: Tensors) -> Score:
         """Score the network with other tensors, which the student then has."""
@@ -271,16 +288,13 @@ def _schedule(share: float, warm_up: float) -> float:
 
 def _optimizer(student: OnnxModule, factors: set[str], training: Training) -> torch.optim.Optimizer:
     """Return an optimizer with a rate for factors and one for the rest; vectors do not decay."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in student.named_parameters():
-        groups.setdefault((name in factors, parameter.ndim > 1), []).append(parameter)
     options = [
         {
-            "params": parameters,
-            "highest": training.rate * (training.factor_rate if factor else 1.0),
-            "weight_decay": training.weight_decay if decays else 0.0,
+            "params": [parameter],
+            "highest": training.rate * (training.factor_rate if name in factors else 1.0),
+            "weight_decay": training.weight_decay if parameter.ndim > 1 else 0.0,
         }
-        for (factor, decays), parameters in groups.items()
+        for name, parameter in student.named_parameters()
     ]
     if training.optimizer == "sgd":
         return torch.optim.SGD(options, lr=training.rate, momentum=training.momentum)

@@ -250,6 +250,15 @@ def test_patience() -> None:
     assert not result.diverged
 
 
+def test_small_weights_of_a_layer_that_reads_large_numbers_are_not_lost() -> None:
+    """They are of the size of the rate, which is what AdamW moves every weight by in a step."""
+    plain = dict(to_torch(image_network()).named_tensors())
+    original = from_torch(image_network(), {**plain, "w": plain["w"] / 255})
+    changed = from_torch(original, {"w": plain["w"] / 255, "v": plain["v"] * 1.2})
+    result = finetune(changed, original, {"x": 255 * data()["x"]}, QUICK)
+    assert result.epochs[0].score.loss < result.before.loss
+
+
 def test_values_that_are_not_finite_end_it_and_the_best_is_kept() -> None:
     model = student()
     training = replace(QUICK, optimizer="sgd", rate=1e30, factor_rate=1.0, clip=1e30)
