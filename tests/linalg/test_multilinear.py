@@ -289,7 +289,8 @@ class TestConvergence:
 def full_ranks(text: str, extents: dict[str, int]) -> dict[str, int]:
     """Ranks beyond which a product of two or three factors has nothing to say any more."""
     product = Product.parse(text)
-    if len(set("".join(product.operands)) & set("rpq")) == 1 and len(product.operands) > 2:
+    ranks = set("".join(product.operands)) & set("rpqw")
+    if len(product.operands) > 3 or (len(ranks) == 1 and len(product.operands) > 2):
         return {}
     here, there = product.operands[0], product.operands[-1]
     size = int(np.prod([extents[c] for c in product.kernel[2:]]))
@@ -304,7 +305,7 @@ def full_ranks(text: str, extents: dict[str, int]) -> dict[str, int]:
 def problems(draw: st.DrawFn) -> tuple[str, list[Array], Array, Array]:
     """Draw a product, a start, a target and a Gram matrix, nearly singular or not."""
     text = draw(st.sampled_from(list(PRODUCTS.values())))
-    extents = {c: draw(st.integers(1, 6 if c in "tsrpq" else 3)) for c in "tsijkrpq"}
+    extents = {c: draw(st.integers(1, 6 if c in "tsrpqw" else 3)) for c in "tsijkrpqw"}
     extents |= {c: min(full, extents[c]) for c, full in full_ranks(text, extents).items()}
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     target = kernel_of(text, extents, rng)
