@@ -60,7 +60,9 @@ def inspect(
     if refusals:
         terminal.show(table.plain(("not eligible", "because"), facts.grouped(refusals)))
     if found.factorised:
-        rows = ((o.site, f"{o.family}, rank {units.shape(o.ranks)}") for o in found.factorised)
+        # A chain of several rows is noted once for each.
+        became = {each.site: (each.family, each.ranks) for each in found.factorised}
+        rows = ((site, f"{how}, rank {units.shape(n)}") for site, (how, n) in became.items())
         terminal.show(table.plain(("factorised already", "as"), rows))
     if not found.layers:
         terminal.say(f"In {source.name} is no Conv, ConvTranspose, Gemm or MatMul.")

@@ -68,6 +68,14 @@ def test_what_was_factorised_already(onnxcp: Run, model: Path, tmp_path: Path) -
     assert names == ["conv/cp3/0", "conv/cp3/1", "conv/cp3/2", "depthwise", "fc"]
 
 
+def test_a_chain_of_several_rows_is_one(onnxcp: Run, model: Path, tmp_path: Path) -> None:
+    faster, pipeline = tmp_path / "faster.onnx", 'sparse-low-rank{macs=0.5,nodes="conv"}'
+    assert onnxcp("optimize", model, faster, "--passes", pipeline).code == 0
+    done = onnxcp("inspect", faster, "--no-time", "--json")
+    assert [each["site"] for each in json.loads(done.out)["factorised"]] == ["conv", "conv"]
+    assert len(re.findall("conv +sparse-low-rank, rank", done.err)) == 1
+
+
 def test_without_time(onnxcp: Run, model: Path) -> None:
     record = json.loads(onnxcp("inspect", model, "--no-time", "--json", "-q").out)
     assert record["seconds"] is None
