@@ -162,6 +162,8 @@ def notes(
     said += _refit_notes(result, passes_refit)
     if result.finetuned is not None:
         said += tuned.sentences(result.finetuned)
+        if result.finetuned.improved and any(each.chain for each in result.decisions):
+            said.append("Errors of single layers are those before that.")
     if seen.accuracy is None:
         said.append("Accuracy unknown: no data to score on and no evaluation function were given.")
     elif custom_score:

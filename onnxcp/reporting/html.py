@@ -83,7 +83,10 @@ def render(result: Optimized, job: Job, *, now: datetime | None = None) -> str:
         pictures=_pictures(result, custom_score=custom),
         axes=picture,
         rows=[*facts.measures(result, custom_score=custom), *facts.sizes(result)],
-        notes=facts.notes(result, custom_score=custom, passes_refit=job.passes_refit),
+        notes=[
+            note.replace(" %", "\N{NO-BREAK SPACE}%")
+            for note in facts.notes(result, custom_score=custom, passes_refit=job.passes_refit)
+        ],
         refitted=facts.refitted(result),
         sites=[(line, _alone(line.alone, longest) if line.alone else None) for line in lines],
         refusals=facts.grouped(result.refusals),

@@ -20,12 +20,8 @@ def sentences(result: Finetuned) -> list[str]:
     before, after = result.before, result.after
     if result.improved:
         gains = [f"the error of the outputs went from {before.error:.3g} to {after.error:.3g}"]
-        if before.agreement is not None and after.agreement is not None:
-            was, now = (units.share(each, 2) for each in (before.agreement, after.agreement))
-            gains.append(f"the same top class from {was} to {now}")
-        if before.accuracy is not None and after.accuracy is not None:
-            was, now = (units.share(each, 2) for each in (before.accuracy, after.accuracy))
-            gains.append(f"accuracy from {was} to {now}")
+        gains += _moved("the same top class", before.agreement, after.agreement)
+        gains += _moved("accuracy", before.accuracy, after.accuracy)
         said = [f"Fine-tuned for {length}: on samples that were held out, {', '.join(gains)}."]
     else:
         said = [
@@ -39,6 +35,13 @@ def sentences(result: Finetuned) -> list[str]:
     if result.stopped and not result.diverged:
         said.append(result.stopped)
     return said
+
+
+def _moved(what: str, before: float | None, after: float | None) -> list[str]:
+    if before is None or after is None:
+        return []
+    was, now = (units.share(each, 2) for each in (before, after))
+    return [f"{what} stayed at {now}" if was == now else f"{what} from {was} to {now}"]
 
 
 def _score(score: Score) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxcp.graph.model import load
 from onnxcp.optimizer import Optimized, optimize
 from onnxcp.planned import Planned
 from onnxcp.planning.goal import Goal
@@ -20,6 +21,7 @@ from onnxcp.profiling.timing import Latency
 from onnxcp.refit import Refit
 from onnxcp.reporting.job import Job
 from onnxcp.settings import Settings
+from onnxcp.training import Epoch, Finetuned, Score
 from tests.cli.conftest import made_up, made_up_turns, network, samples
 from tests.networks import noise
 
@@ -78,6 +80,14 @@ def unknown(make: Make) -> Optimized:
     conv, fc = result.decisions
     nothing = Refit(math.nan, math.nan, conv.result)
     return replace(result, decisions=(replace(conv, refit=nothing), replace(fc, refit=None)))
+
+
+def tuned(before: float, after: float, *, improved: bool = True) -> Finetuned:
+    """Return what fine-tuning may say, with such shares of the same top class."""
+    start = Score(loss=2.0, error=0.2, agreement=before)
+    end = Score(loss=1.0, error=0.1, agreement=after) if improved else start
+    epochs = (Epoch(1, 1.5, end, improved),)
+    return Finetuned(load(network()), start, end, epochs, grouped=True)
 
 
 def done(

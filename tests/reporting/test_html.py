@@ -10,7 +10,15 @@ import pytest
 from onnxcp.optimizer import Optimized
 from onnxcp.planning.goal import Goal
 from onnxcp.reporting.html import render
-from tests.reporting.conftest import CALIBRATION, JOB, LABELLED, NOTHING, THREE_TIMES, Make
+from tests.reporting.conftest import (
+    CALIBRATION,
+    JOB,
+    LABELLED,
+    NOTHING,
+    THREE_TIMES,
+    Make,
+    tuned,
+)
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -112,7 +120,7 @@ class TestRefit:
         assert page.open == []
         for words in (
             "output error", "before the refit", "on samples that were not fitted to",
-            "Labels were never looked at", "refitted, not replaced: ", "Accuracy unknown",
+            "Labels have no say in that", "refitted, not replaced: ", "Accuracy unknown",
         ):  # fmt: skip
             assert words in page.text
         assert "weight error" not in page.text
@@ -127,10 +135,18 @@ class TestRefit:
         text = Page(render(given_up, JOB)).text
         assert "the refit was given up" in text
         assert "weight error" in text
-        assert "Labels were never looked at" not in text
+        assert "Labels have no say in that" not in text
 
     def test_is_not_mentioned_without_data(self, page: Page) -> None:
         assert "refit" not in page.text
+
+
+def test_fine_tuning(make: Make) -> None:
+    page = Page(render(replace(make(data=CALIBRATION), finetuned=tuned(0.9, 0.95)), JOB))
+    assert (
+        "the same top class from 90.00\N{NO-BREAK SPACE}% to 95.00\N{NO-BREAK SPACE}%" in page.text
+    )
+    assert "Errors of single layers are those before that." in page.text
 
 
 class TestPlans:
