@@ -8,8 +8,8 @@ alone exactly the same, an optimised one within the error that was reported. Exi
 file does not.
 
 With --samples the networks are refitted on so many random inputs, on fewer where inputs are large
-(volumes), and looked at on all of them. A network that cannot be had on random inputs is optimised
-without.
+(volumes, say), and looked at on all of them. A network that cannot be had on random inputs is
+optimised without.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from onnxcp.profiling.inputs import random_feeds
 from onnxcp.profiling.machine import runnable_feeds
 from onnxcp.profiling.session import infer
 
-# Values in all inputs together: 16 volumes of 256x256x256 would take an hour.
-ELEMENTS = 2**25
+# Values in all inputs together: 16 volumes of 256x256x256, or pictures of 720x720, take too long.
+ELEMENTS = 2**23
 
 DEFAULT = "--macs 0.5 --families channel-svd,spatial-svd,tucker2"
 _LOADER = """
