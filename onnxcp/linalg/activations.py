@@ -150,7 +150,8 @@ def leaky_relu(slope: float | Sequence[float] | Floats = 0.0) -> Piecewise:
     slope
         0 for a ReLU; a number; or one for each channel, (T,).
     """
-    below: Slope = float(slope) if np.ndim(slope) == 0 else np.asarray(slope)  # type: ignore[arg-type]
+    slopes = np.asarray(slope)
+    below = slopes if slopes.ndim else float(slopes)
     return Piecewise((Piece(-np.inf, 0.0, below), Piece(0.0, np.inf, 1.0)))
 
 
