@@ -8,7 +8,8 @@ The public names, each imported when it is first used:
 - `CalibrationSource`, `Preprocess`: samples to refit to, how many, and what is done to pictures.
 - `load`, `save`, `Model`: models that lose no field.
 - `find_sites`, `Site`, `Refusal`: weights that may be factorised, and why others may not.
-- `Pass`, `PassManager`, `FactorizePass`, `parse_pipeline`, `registered_passes`: rewriting passes.
+- `Pass`, `PassManager`, `parse_pipeline`, `registered_passes`: rewriting passes.
+- `FactorizePass`, `ProductPass`: families of decompositions.
 - `Machine`: where networks run.
 - `OnnxcpError`: what is raised on bad input.
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from onnxcp.pipeline import parse_pipeline
     from onnxcp.planning.goal import Goal
     from onnxcp.planning.plan import Plan, load_plan, save_plan
+    from onnxcp.product import ProductPass
     from onnxcp.profiling.machine import Machine
     from onnxcp.refit import RefitSettings
     from onnxcp.settings import Settings
@@ -54,6 +56,7 @@ _HOMES = {
     "PassResult": "onnxcp.passes",
     "Plan": "onnxcp.planning.plan",
     "Preprocess": "onnxcp.calibration.preprocess",
+    "ProductPass": "onnxcp.product",
     "RefitSettings": "onnxcp.refit",
     "Refusal": "onnxcp.graph.refusal",
     "Settings": "onnxcp.settings",
@@ -86,6 +89,7 @@ __all__ = [
     "PassResult",
     "Plan",
     "Preprocess",
+    "ProductPass",
     "RefitSettings",
     "Refusal",
     "Settings",

@@ -25,8 +25,6 @@ from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
 from onnxcp.linalg.evbmf import rank_by_evbmf
-from onnxcp.linalg.metric import Whitening
-from onnxcp.linalg.multilinear import Product, refine
 from onnxcp.linalg.parallel import spread
 from onnxcp.linalg.ranks import round_rank
 from onnxcp.passes import Context, Pass, PassResult
@@ -34,9 +32,6 @@ from onnxcp.passes import Context, Pass, PassResult
 Floats = npt.NDArray[np.floating[Any]]
 Ranks = tuple[int, ...]
 Factors = tuple[Floats, ...]
-
-SPATIAL = "ijk"
-"""Subscripts of the spatial axes of a kernel, one after the other."""
 
 _SIZES = "rank=, energy=, cosine=, evbmf= and macs="
 _NOMINAL_GRID = 32  # output positions per axis where the input's shape is unknown
@@ -147,23 +142,11 @@ class FactorizePass(Pass):
     def lower(self, site: Site, factors: Factors) -> Chain:
         """Arrange factors as the steps of a chain."""
 
-    def product(self, site: Site) -> Product:
-        """Return how the factors of one group make its kernel, in the order of the chain.
-
-        A factor is the weight of a step, ``(out, in, *k)``, and its subscripts are what is left of
-        these axes without those of length 1 that no letter stands for: `t` and `s` for output and
-        input channels of the group, those of `SPATIAL` for the spatial axes of the kernel, any
-        other for a rank. A family of kernels that are no such product overrides `kernel`, `refine`,
-        `whitened` and `mixed` instead.
-        """
-        raise NotImplementedError(f"{self.name} makes no product of its factors")
-
+    @abstractmethod
     def kernel(self, site: Site, factors: Factors) -> Floats:
-        """Multiply factors out to the kernel ``(T, S / group, *k)`` that they stand for."""
-        product = self.product(site)
-        groups = _operands(product, site, factors)
-        return np.concatenate([product.multiply(operands) for operands in groups])
+        """Return the kernel ``(T, S / group, *k)`` that factors stand for."""
 
+    @abstractmethod
     def refine(
         self,
         site: Site,
@@ -187,18 +170,15 @@ class FactorizePass(Pass):
         sweeps
             Of alternating least squares at most; 0 solves the last factor only.
         """
-        product = self.product(site)
-        refined = []
-        groups = _operands(product, site, factors)
-        for operands, target, gram in zip(groups, targets, grams, strict=True):
-            options = {} if sweeps is None else {"sweeps": sweeps}
-            refined.append(refine(product, operands, target, gram, **options)[0])
-        return _joined(refined, factors)
 
     def whitened(
-        self, site: Site, ranks: Ranks, targets: Sequence[Floats], grams: Sequence[Floats]
+        self,
+        site: Site,  # noqa: ARG002
+        ranks: Ranks,  # noqa: ARG002
+        targets: Sequence[Floats],  # noqa: ARG002
+        grams: Sequence[Floats],  # noqa: ARG002
     ) -> Factors | None:
-        """Decompose given kernels in a separable norm near that of the data: a start for `refine`.
+        """Return a start for `refine` that knows the norm of the data.
 
         Parameters
         ----------
@@ -214,16 +194,7 @@ class FactorizePass(Pass):
         tuple of ndarray or None
             None where `refine` finds the best factors wherever it starts.
         """
-        product = self.product(site)
-        roots = [
-            Whitening.of(product, gram, target.shape)
-            for target, gram in zip(targets, grams, strict=True)
-        ]
-        white = [each.whiten(target) for each, target in zip(roots, targets, strict=True)]
-        factors = self.factorize(site.holding(np.concatenate(white)), ranks)
-        groups = _operands(product, site, factors)
-        undone = [each.undo(operands) for each, operands in zip(roots, groups, strict=True)]
-        return _joined(undone, factors)
+        return None
 
     def cut(
         self,
@@ -257,6 +228,7 @@ class FactorizePass(Pass):
         """
         raise NotImplementedError(f"{self.name} cannot be cut by what comes out")
 
+    @abstractmethod
     def mixed(self, site: Site, factors: Factors, mixing: Floats) -> Factors:
         """Return the factors of a kernel whose output channels are mixed.
 
@@ -269,8 +241,6 @@ class FactorizePass(Pass):
         mixing : (T, T / G) ndarray
             What to make of the outputs of each group.
         """
-        *others, last = factors
-        return (*others, mixed(last, mixing, site.group))
 
     def forms(self) -> tuple[FactorizePass, ...]:
         """Return what the family has to offer: itself, or several with paths of their own.
@@ -487,29 +457,7 @@ def _apply(family: FactorizePass, site: Site, ranks: Ranks) -> Factorized:
     return family.apply(site, ranks)
 
 
-def _operands(product: Product, site: Site, factors: Factors) -> list[list[Floats]]:
-    """Return, for each group, its factors without the axes that no subscript stands for."""
-    spatial = dict(zip(SPATIAL, site.kernel_shape[2:], strict=False))
-    groups = []
-    for parts in zip(*(np.split(factor, site.group) for factor in factors), strict=True):
-        operands = []
-        for letters, part in zip(product.operands, parts, strict=True):
-            channels = sum(letter not in spatial for letter in letters)
-            sizes = [spatial[letter] for letter in letters if letter in spatial]
-            operands.append(part.reshape(*part.shape[:channels], *sizes))
-        groups.append(operands)
-    return groups
-
-
-def _joined(groups: Iterable[Sequence[Floats]], like: Factors) -> Factors:
-    """Put the factors of all groups together again, in the shapes of others: undoes `_operands`."""
-    return tuple(
-        np.concatenate(parts).reshape(factor.shape)
-        for parts, factor in zip(zip(*groups, strict=True), like, strict=True)
-    )
-
-
-def mixed(factor: Floats, mixing: Floats, group: int) -> Floats:
+def mixed_outputs(factor: Floats, mixing: Floats, group: int) -> Floats:
     """Mix the output channels ``(T, ...)`` of a factor, group by group, by ``(T, T / G)``."""
     parts = zip(np.split(mixing, group), np.split(factor, group), strict=True)
     return np.concatenate([np.tensordot(mix, part, axes=1) for mix, part in parts])

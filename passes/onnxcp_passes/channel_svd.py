@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks, Unfolding
+from onnxcp.factorize import Factors, Floats, Ranks, Unfolding
 from onnxcp.graph.chain import Chain, ConvStep, MatrixStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Refusal
@@ -27,10 +27,11 @@ from onnxcp.linalg.moments import reduced_rank
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import channel_spectrum, channel_svd
+from onnxcp.product import SPATIAL, ProductPass
 
 
 @dataclass(frozen=True)
-class ChannelSvd(FactorizePass):
+class ChannelSvd(ProductPass):
     """Cuts a kernel into a convolution with R filters and a 1x1 convolution (or two products)."""
 
     name = "channel-svd"
@@ -112,13 +113,12 @@ class ChannelSvd(FactorizePass):
 
     def whitened(
         self,
-        site: Site,  # noqa: ARG002
-        ranks: Ranks,  # noqa: ARG002
-        targets: Sequence[Floats],  # noqa: ARG002
-        grams: Sequence[Floats],  # noqa: ARG002
-    ) -> Factors | None:
+        site: Site,
+        ranks: Ranks,
+        targets: Sequence[Floats],
+        grams: Sequence[Floats],
+    ) -> None:
         """Return None: `refine` needs no start."""
-        return None
 
     def cut(
         self,

@@ -27,7 +27,7 @@ from math import ceil, prod
 import numpy as np
 
 from onnxcp.errors import PassError
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks
+from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Reason, Refusal
@@ -37,6 +37,7 @@ from onnxcp.linalg.cp_fit import SOLVERS
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import singular_values
+from onnxcp.product import SPATIAL, ProductPass
 from onnxcp_passes.refusals import needs_kernel, needs_splittable_axes
 
 _QUICK = 10  # sweeps for an estimate
@@ -44,7 +45,7 @@ _GROWTH = 1.25  # of the rank, from one trial to the next, where an energy is as
 
 
 @dataclass(frozen=True)
-class _Cp(FactorizePass):
+class _Cp(ProductPass):
     """What `cp3` and `cp4` share: they differ in which spatial axes make up a mode.
 
     Attributes

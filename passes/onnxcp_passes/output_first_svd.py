@@ -20,7 +20,7 @@ from math import prod
 
 import numpy as np
 
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks, Unfolding
+from onnxcp.factorize import Factors, Floats, Ranks, Unfolding
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Refusal
@@ -28,11 +28,12 @@ from onnxcp.graph.site import Site
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import spatial_spectrum, spatial_svd
+from onnxcp.product import SPATIAL, ProductPass
 from onnxcp_passes.refusals import needs_kernel
 
 
 @dataclass(frozen=True)
-class OutputFirstSvd(FactorizePass):
+class OutputFirstSvd(ProductPass):
     """Cuts a kernel into a 1x1 convolution with R filters and a convolution."""
 
     name = "output-first-svd"

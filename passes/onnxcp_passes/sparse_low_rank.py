@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcp.errors import PassError
-from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks, mixed
+from onnxcp.factorize import FactorizePass, Factors, Floats, Ranks, mixed_outputs
 from onnxcp.graph.chain import Chain, ConvStep, PickStep, Row
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Reason, Refusal
@@ -180,20 +180,10 @@ class SparseLowRank(FactorizePass):
             found.append(self._fit(site, target, ranks, gram, chosen, again=again))
         return self._joined(site, ranks, found)
 
-    def whitened(
-        self,
-        site: Site,  # noqa: ARG002
-        ranks: Ranks,  # noqa: ARG002
-        targets: Sequence[Floats],  # noqa: ARG002
-        grams: Sequence[Floats],  # noqa: ARG002
-    ) -> Factors | None:
-        """Return None: `refine` needs no start."""
-        return None
-
     def mixed(self, site: Site, factors: Factors, mixing: Floats) -> Factors:
         """Mix what ends each of the two rows."""
         first, last, small, *chosen = factors
-        ends = (mixed(each, mixing, site.group) for each in (last, small))
+        ends = (mixed_outputs(each, mixing, site.group) for each in (last, small))
         return (first, *ends, *chosen)
 
     def _support(self, site: Site) -> tuple[int, ...]:

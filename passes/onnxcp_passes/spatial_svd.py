@@ -20,18 +20,19 @@ from math import prod
 import numpy as np
 
 from onnxcp.errors import PassError
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks, Unfolding
+from onnxcp.factorize import Factors, Floats, Ranks, Unfolding
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import spatial_spectrum, spatial_svd
+from onnxcp.product import SPATIAL, ProductPass
 from onnxcp_passes.refusals import needs_splittable_axes
 
 
 @dataclass(frozen=True)
-class SpatialSvd(FactorizePass):
+class SpatialSvd(ProductPass):
     """Cuts a kernel between its spatial axes.
 
     Attributes

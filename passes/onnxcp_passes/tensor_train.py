@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks, Unfolding
+from onnxcp.factorize import Factors, Floats, Ranks, Unfolding
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Reason, Refusal
@@ -33,6 +33,7 @@ from onnxcp.linalg.tensor_train import (
     tensor_train,
     tensor_train_spectra,
 )
+from onnxcp.product import SPATIAL, ProductPass
 from onnxcp_passes.padding import padded
 from onnxcp_passes.refusals import needs_splittable_axes
 
@@ -40,7 +41,7 @@ _LETTERS = "pqrw"
 
 
 @dataclass(frozen=True)
-class TensorTrain(FactorizePass):
+class TensorTrain(ProductPass):
     """Strings up the axes of a kernel; there is a rank between every two of them."""
 
     name = "tensor-train"

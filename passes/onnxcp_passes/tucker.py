@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcp.factorize import SPATIAL, FactorizePass, Factors, Floats, Ranks, Unfolding
+from onnxcp.factorize import Factors, Floats, Ranks, Unfolding
 from onnxcp.graph.chain import Chain, ConvStep
 from onnxcp.graph.geometry import Geometry
 from onnxcp.graph.refusal import Refusal
@@ -32,12 +32,13 @@ from onnxcp.linalg.tucker import (
     tucker2,
     tucker2_outputs,
 )
+from onnxcp.product import SPATIAL, ProductPass
 from onnxcp_passes.padding import padded
 from onnxcp_passes.refusals import needs_kernel
 
 
 @dataclass(frozen=True)
-class Tucker2(FactorizePass):
+class Tucker2(ProductPass):
     """Projects input and output channels; a rank is a pair (R_S, R_T)."""
 
     name = "tucker2"
