@@ -13,6 +13,7 @@ import onnxruntime as ort
 from onnxcp.calibration.data import Data, load_calibration, load_labelled, load_training
 from onnxcp.calibration.sources import CalibrationSource, DataSource
 from onnxcp.errors import OnnxcpError
+from onnxcp.finishing import with_finish
 from onnxcp.graph.model import Model, ModelSource, load
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.shapes import infer_shapes
@@ -64,6 +65,8 @@ class Optimized:
         Nodes that are no sites, and why.
     records
         What each pass did.
+    endings
+        Those of them that ended the rewrite unasked, without changing what is computed.
     before, after
         Size and cost of the original, and of the rewritten network if there is one.
     verification
@@ -97,6 +100,7 @@ class Optimized:
     verification: Verification | None
     shapes: Mapping[str, Shape]
     data_is_random: bool
+    endings: tuple[PassRecord, ...] = ()
     unfitted: tuple[OutputDifference, ...] = ()
     planned: Planned | None = None
     plan: Plan | None = None
@@ -155,7 +159,7 @@ def optimize(
         If data, shapes, passes or providers do not fit.
     """
     settings = settings or Settings()
-    work = _work(source, settings, data, labelled, evaluate, progress)
+    work = with_finish(_work(source, settings, data, labelled, evaluate, progress))
     trains = _trains(work, training_data, told)
     rewrite, planned = _rewritten(work)
     verification = _verified(work, rewrite)
@@ -168,8 +172,8 @@ def optimize(
         verification = _verified(work, rewrite)
     finetuned = None
     if trains is not None and verification is not None and _worth(verification):
-        assert rewrite.model is not None
-        finetuned = trains(rewrite.model)
+        assert rewrite.plain is not None
+        finetuned = trains(rewrite.plain)
         rewrite, verification = _with_weights(work, rewrite, verification, finetuned.model)
 
     result = Optimized(
@@ -179,7 +183,8 @@ def optimize(
         verdict=NOTHING,
         decisions=rewrite.decisions,
         refusals=rewrite.refusals,
-        records=rewrite.records,
+        records=(*rewrite.records, *rewrite.endings),
+        endings=rewrite.endings,
         before=summarize(work.original, work.shapes),
         after=None,
         verification=verification,
@@ -230,7 +235,7 @@ def make_plan(
     settings = settings or Settings()
     if settings.goal.max_accuracy_drop is not None:
         raise OnnxcpError("A drop of accuracy shows only in a network that was built: optimize it.")
-    work = _work(source, settings, data, None, None, progress)
+    work = with_finish(_work(source, settings, data, None, None, progress))
     return outlined(work, settings.goal)
 
 
@@ -330,8 +335,9 @@ def _with_weights(
     work: Work, rewrite: Rewrite, verification: Verification, model: Model
 ) -> tuple[Rewrite, Verification]:
     """Return both for other weights, on which time does not depend."""
-    if model is rewrite.model:
+    if model is rewrite.plain:
         return rewrite, verification
+    model, _ = work.finished(model)
     differences, score = work.differences(model), work.scored(model)
     scores = None if score is None or work.baseline is None else (work.baseline, score)
     rewrite = replace(rewrite, model=model, differences=differences)
@@ -349,7 +355,8 @@ def _doubted(work: Work, rewrite: Rewrite) -> Rewrite | None:
         for each in rewrite.decisions
         if each.option is not None and (timing := each.option.timing) is not None
     }
-    if len(certain) < 2:
+    # What ends every rewrite may pay without any site.
+    if len(certain) < (1 if work.finish else 2):
         return None
     doubted = sorted(certain, key=lambda site: certain[site])[: (len(certain) + 1) // 2]
     why = "with it, the whole network was measured to be no faster"

@@ -80,6 +80,9 @@ class Pass(ABC):
     summary: ClassVar[str]
     """One line for the list of passes."""
 
+    finishes: ClassVar[bool] = False
+    """Whether `onnxcp.optimize` ends with it, unasked, wherever it is measured to cost no time."""
+
     @abstractmethod
     def run(self, model: Model, context: Context) -> PassResult:
         """Return the rewritten model; the given one is left as it is."""

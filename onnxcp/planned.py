@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import onnxruntime as ort
-
 from onnxcp.factorize import (
     Factorized,
     FactorizePass,
@@ -16,6 +14,7 @@ from onnxcp.factorize import (
     apply_all,
     nominal_input_shape,
 )
+from onnxcp.finishing import race, seconds_of_original
 from onnxcp.graph.chain import chain_macs, site_macs
 from onnxcp.graph.digest import model_digest
 from onnxcp.graph.refusal import Reason, Refusal, main_refusal
@@ -32,8 +31,7 @@ from onnxcp.planning.search import Attempt, Round, outline, search
 from onnxcp.planning.survey import Surveyed, survey
 from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.environment import describe
-from onnxcp.profiling.session import Runner
-from onnxcp.profiling.timing import Trial, measure, paired
+from onnxcp.profiling.timing import Trial
 from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
 from onnxcp.verification import Verification, batch_size, tolerable
 
@@ -43,12 +41,6 @@ _EQUAL = 1.02  # and at most so many times the seconds
 _SAMPLES = 64  # to find errors on at least, where there are so many
 _RUNNING = 20.0  # seconds that all of them together may run
 _BATCH = 32
-_SESSIONS = 3  # to time a plan in: where weights lie in memory makes one of six 15 % slower
-_WARMUP = 2  # runs, and
-_ROUNDS = 8  # pairs in each of them
-_MIN_SECONDS = 0.2
-_MAX_SECONDS = 0.5  # on a busy machine,
-_MAX_RUNS = 20  # or as many runs of the network, if they take longer
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +90,7 @@ def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
     if found.attempt is not None:
         return found.attempt.made, planned
     decisions = tuple(_decision(each) for each in planner.sites)
-    return replace(bare, decisions=decisions), planned
+    return settled(work, replace(bare, decisions=decisions)), planned
 
 
 def outlined(work: Work, goal: Goal) -> tuple[Plan, Planned]:
@@ -194,6 +186,7 @@ def _head(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
             **place.versions,
         },
         "goal": goal,
+        "finish": ",".join(map(str, work.finish)),
         "predicted": (
             Numbers()
             if forecast is None
@@ -232,11 +225,11 @@ def _prepared(work: Work) -> tuple[Rewrite, Planner]:
     if not sites:
         return bare, Planner((), 1.0)
     work.progress("timing the network", 0, 1)
-    seconds = _seconds(work)
+    seconds = seconds_of_original(work)
     surveyed = _surveyed(work, bare, sites, seconds)
     macs = summarize(work.original, work.shapes).macs  # folding changes none, but names of tensors
     parameters = summarize(prepared, work.shapes).parameters
-    return bare, Planner(surveyed, seconds, macs=macs, parameters=parameters)
+    return bare, Planner(surveyed, seconds, macs=macs, parameters=parameters, gained=work.gained)
 
 
 class _Workshop:
@@ -258,24 +251,8 @@ class _Workshop:
             site: (option.family.name, with_random_weights(option.sketch))
             for site, option in choice.options.items()
         }
-        network = splice(self._bare.prepared, chains)
-        each = (
-            self._machine.sessions(model, _SESSIONS, label="the planned network")
-            for model in (work.original, network)
-        )
-        trials = [self._trial(*pair) for pair in zip(*each, strict=True)]
-        return sorted(trials, key=lambda trial: trial.ratio)[_SESSIONS // 2]
-
-    def _trial(self, *sessions: ort.InferenceSession) -> Trial:
-        before, after = (Runner(session, self._work.feeds).run for session in sessions)
-        return paired(
-            before,
-            after,
-            warmup=_WARMUP,
-            rounds=_ROUNDS,
-            min_seconds=_MIN_SECONDS,
-            max_seconds=max(_MAX_SECONDS, _MAX_RUNS * self._seconds),
-        )
+        network, _ = work.finished(splice(self._bare.prepared, chains))
+        return race(work, network, self._seconds)
 
     def build(self, choice: Choice, planner: Planner) -> Attempt[Rewrite]:
         """Decompose, refit and compare; options whose factors cancel are taken off the list."""
@@ -408,12 +385,3 @@ def _samples(work: Work, seconds: float) -> list[Batch]:
         if count >= most:
             break
     return found
-
-
-def _seconds(work: Work) -> float:
-    """Time the original by itself."""
-    # The first plan rests on it, and has no other network to be compared with: what disturbs a run
-    # only adds to it. Later plans rest on paired medians.
-    sessions = work.settings.machine.sessions(work.original, _SESSIONS)
-    runs = (Runner(session, work.feeds).run for session in sessions)
-    return min(measure(run, seconds=_MIN_SECONDS).minimum for run in runs)

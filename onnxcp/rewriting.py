@@ -15,7 +15,7 @@ from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
-from onnxcp.passes import Context, PassManager, PassRecord, find_pass, registered_passes
+from onnxcp.passes import Context, Pass, PassManager, PassRecord, find_pass, registered_passes
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.blocks import rank_block
 from onnxcp.planning.cache import Cache
@@ -54,6 +54,10 @@ class Work:
         What was measured before.
     progress
         Called with what is being done, how much of it is done, and of how much.
+    finish
+        Passes that every rewritten network goes through in the end (`onnxcp.finishing`).
+    gained
+        Share of its time that they spare the original.
     """
 
     original: Model
@@ -66,11 +70,17 @@ class Work:
     baseline: float | None
     cache: Cache
     progress: Progress
+    finish: tuple[Pass, ...] = ()
+    gained: float = 0.0
 
     @property
     def fits(self) -> Data | None:
         """The samples to refit to, if that is to be done."""
         return None if self.settings.refit.scope == "none" else self.calibration
+
+    def finished(self, model: Model) -> tuple[Model, tuple[PassRecord, ...]]:
+        """Return what the last passes make of a network, and what they did."""
+        return PassManager(self.finish).run(model)
 
     def differences(self, rewritten: Model) -> tuple[OutputDifference, ...]:
         """Compare the outputs of a rewritten network with those of the original."""
@@ -104,12 +114,16 @@ class Rewrite:
         The network in which the sites of the decisions were found.
     model
         The rewritten network; None if there was nothing to rewrite.
+    plain
+        The same ahead of the last passes, which is what can be trained best.
     decisions
         What was decided for each site; empty where passes were given.
     refusals
         Nodes that are no sites, and why.
     records
         What each pass did.
+    endings
+        The same of the last passes.
     differences
         How the outputs differ from those of the original.
     unfitted
@@ -121,6 +135,8 @@ class Rewrite:
     decisions: tuple[Decision, ...]
     refusals: tuple[Refusal, ...]
     records: tuple[PassRecord, ...]
+    plain: Model | None = None
+    endings: tuple[PassRecord, ...] = ()
     differences: tuple[OutputDifference, ...] = ()
     unfitted: tuple[OutputDifference, ...] = ()
 
@@ -149,7 +165,8 @@ def by_passes(work: Work) -> Rewrite:
     changed = any(record.changed for record in records)
     refusals = tuple(find_sites(work.original)[1])
     differences = work.differences(model) if changed else ()
-    return Rewrite(work.original, model if changed else None, (), refusals, records, differences)
+    made = model if changed else None
+    return Rewrite(work.original, made, (), refusals, records, plain=made, differences=differences)
 
 
 def by_choice(work: Work, target: Target) -> Rewrite:
@@ -169,11 +186,11 @@ def settled(work: Work, rewrite: Rewrite) -> Rewrite:
 
     A refit that takes the outputs of the network no closer to the original's is given up.
     """
-    model = _splice(rewrite)
-    if model is None:
-        return replace(rewrite, model=None, differences=(), unfitted=())
-    plain = replace(rewrite, model=model, differences=work.differences(model), unfitted=())
-    if work.fits is None:
+    rewrite = _spliced(work, rewrite)
+    if rewrite.model is None:
+        return replace(rewrite, differences=(), unfitted=())
+    plain = replace(rewrite, differences=work.differences(rewrite.model), unfitted=())
+    if work.fits is None or not any(each.candidates for each in rewrite.decisions):
         return plain
     fitted = _refitted(work, plain, work.fits)
     assert fitted.model is not None
@@ -252,11 +269,14 @@ def _refitted(work: Work, rewrite: Rewrite, data: Data) -> Rewrite:
     decisions = tuple(
         each.refitted(done[each.site]) if each.site in done else each for each in rewrite.decisions
     )
-    rewrite = replace(rewrite, decisions=decisions)
-    return replace(rewrite, model=_splice(rewrite))
+    return _spliced(work, replace(rewrite, decisions=decisions))
 
 
-def _splice(rewrite: Rewrite) -> Model | None:
-    """Put the chosen chains in, or return None if none was chosen."""
+def _spliced(work: Work, rewrite: Rewrite) -> Rewrite:
+    """Put the chosen chains in, and finish; without chains only if there is something to finish."""
     chains = {each.site: each.chain for each in rewrite.decisions if each.chain is not None}
-    return splice(rewrite.prepared, chains) if chains else None
+    plain = splice(rewrite.prepared, chains) if chains else rewrite.prepared
+    model, endings = work.finished(plain)
+    if not chains and not any(each.changed for each in endings):
+        return replace(rewrite, model=None, plain=None, endings=())
+    return replace(rewrite, model=model, plain=plain, endings=endings)

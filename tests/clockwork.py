@@ -95,8 +95,8 @@ class Clockwork:
 
         patch.setattr(Machine, "sessions", sessions)
         patch.setattr("onnxcp.planning.latency.in_turns", self.in_turns)
-        patch.setattr("onnxcp.planned.paired", self.paired)
-        patch.setattr("onnxcp.planned.measure", self.measure)
+        patch.setattr("onnxcp.finishing.paired", self.paired)
+        patch.setattr("onnxcp.finishing.measure", self.measure)
         patch.setattr("onnxcp.verification.paired", self.verify)
 
     def _seconds(self, run: Run, seconds: Seconds) -> float:

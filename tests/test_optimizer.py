@@ -61,8 +61,8 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return Latency((whole,) * 30)
 
         monkeypatch.setattr("onnxcp.planning.latency.in_turns", in_turns)
-        monkeypatch.setattr("onnxcp.planned.paired", paired)
-        monkeypatch.setattr("onnxcp.planned.measure", measure)
+        monkeypatch.setattr("onnxcp.finishing.paired", paired)
+        monkeypatch.setattr("onnxcp.finishing.measure", measure)
         monkeypatch.setattr("onnxcp.verification.paired", paired)
 
     set_to()

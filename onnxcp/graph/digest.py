@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import Message
 
-from onnxcp.graph.model import Model
+from onnxcp.graph.model import Model, raw_bytes
 
 _SAYS_NOTHING = {
     "ModelProto": {
@@ -67,9 +67,9 @@ def _message_digest(message: Message) -> str:
     kind = message.DESCRIPTOR.name
     ignored = _DESCRIBES | _SAYS_NOTHING.get(kind, set())
     fields: list[tuple[str, object]] = []
-    if isinstance(message, onnx.TensorProto) and (data := _data_digest(message)) is not None:
+    if isinstance(message, onnx.TensorProto) and (data := raw_bytes(message)) is not None:
         ignored |= _STORES
-        fields.append(("data", data))
+        fields.append(("data", _bytes_digest(data)))
     for field, value in message.ListFields():
         if field.name in ignored:
             continue
@@ -90,19 +90,3 @@ def _value(value: Any) -> Any:
 
 def _bytes_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _data_digest(tensor: onnx.TensorProto) -> str | None:
-    """Return the digest of a tensor's elements as raw data hold them, or None if these cannot.
-
-    They do not hold strings, elements that do not fit the tensor's shape or are of no known type.
-    """
-    if tensor.HasField("raw_data"):
-        return _bytes_digest(tensor.raw_data)
-    if tensor.data_type == onnx.TensorProto.STRING:
-        return None
-    try:
-        array = onnx.numpy_helper.to_array(tensor)
-    except (KeyError, TypeError, ValueError):
-        return None
-    return _bytes_digest(onnx.numpy_helper.from_array(array).raw_data)

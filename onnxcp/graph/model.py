@@ -285,7 +285,7 @@ def _too_large(model: Model) -> bool:
 
 def _moves(model: Model, tensor: onnx.TensorProto, initializer: bool, everywhere: bool) -> bool:
     """Tell whether a tensor goes into the external file."""
-    raw = _raw_bytes(tensor)
+    raw = raw_bytes(tensor)
     if raw is None:
         return False
     large = len(raw) >= _EXTERNAL_THRESHOLD
@@ -317,7 +317,7 @@ def _move(
     tensor: onnx.TensorProto, stored: onnx.TensorProto, data: BinaryIO, location: str
 ) -> None:
     """Write a tensor's data to `data`, and to `stored` where they are."""
-    raw = _raw_bytes(tensor)
+    raw = raw_bytes(tensor)
     assert raw is not None
     data.write(b"\0" * (-data.tell() % _ALIGNMENT))
     for name in _DATA_FIELDS:
@@ -329,16 +329,17 @@ def _move(
     data.write(raw)
 
 
-def _raw_bytes(tensor: onnx.TensorProto) -> bytes | None:
-    """Return a tensor's data as external files hold it, or None if they cannot.
+def raw_bytes(tensor: onnx.TensorProto) -> bytes | None:
+    """Return a tensor's elements as raw data and external files hold them, or None if they cannot.
 
-    They do not hold strings, nor data that do not fit the tensor's shape.
+    They do not hold strings, elements that do not fit the tensor's shape or are of no known type.
     """
     if tensor.HasField("raw_data"):
         return tensor.raw_data
     if tensor.data_type == onnx.TensorProto.STRING:
         return None
     try:
-        return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
-    except ValueError:
+        array = onnx.numpy_helper.to_array(tensor)
+    except (KeyError, TypeError, ValueError):
         return None
+    return onnx.numpy_helper.from_array(array).raw_data

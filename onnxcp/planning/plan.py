@@ -111,6 +111,8 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
         What was measured where and with what, for people.
     goal
         What was asked for, for people.
+    finish
+        Passes that end the rewrite, as pipeline text.
     predicted, measured
         What the network was expected to cost and lose, and what it did.
     sites
@@ -121,6 +123,7 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     model: PlannedModel = PlannedModel()
     made_on: dict[str, str] = {}
     goal: str = ""
+    finish: str = ""
     predicted: Numbers = Numbers()
     measured: Numbers = Numbers()
     sites: tuple[Row, ...]

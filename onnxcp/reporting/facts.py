@@ -159,6 +159,11 @@ def notes(
             "For want of data, errors were expected from weights and random inputs alone, and "
             "outputs were compared on random inputs."
         )
+    said += [
+        f"Without changing what is computed, {each.text} came last: {each.notes[-1]}."
+        for each in result.endings
+        if each.changed
+    ]
     said += _refit_notes(result, passes_refit)
     if result.finetuned is not None:
         said += tuned.sentences(result.finetuned)

@@ -51,8 +51,8 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> Timings:
 
     def fake(*, network: float = 2.0, chains: float = 2.0) -> None:
         monkeypatch.setattr("onnxcp.verification.paired", made_up(network))
-        monkeypatch.setattr("onnxcp.planned.paired", made_up(network))
-        monkeypatch.setattr("onnxcp.planned.measure", lambda _, **__: Latency((4e-3,) * 10))
+        monkeypatch.setattr("onnxcp.finishing.paired", made_up(network))
+        monkeypatch.setattr("onnxcp.finishing.measure", lambda _, **__: Latency((4e-3,) * 10))
         monkeypatch.setattr("onnxcp.planning.blocks.paired", made_up(1.0))
         monkeypatch.setattr("onnxcp.planning.latency.in_turns", made_up_turns(chains))
 
