@@ -79,6 +79,9 @@ class FactorizePass(Pass):
     cuts_outputs: ClassVar[bool] = False
     """Whether `cut` can be called."""
 
+    mixes_outputs: ClassVar[bool] = True
+    """Whether `mixed` can be called."""
+
     rank: int | tuple[int, ...] | None = None
     energy: float | None = None
     cosine: float | None = None

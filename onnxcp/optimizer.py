@@ -28,8 +28,10 @@ from onnxcp.profiling.inputs import Shape, name_shapes, session_inputs
 from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
 from onnxcp.profiling.session import infer
 from onnxcp.progress import Progress, silent
+from onnxcp.reporting.units import nbytes
 from onnxcp.rewriting import Rewrite, Work, by_choice, by_passes, given_back
 from onnxcp.settings import Settings
+from onnxcp.sizes import by_size, bytes_wanted, first_share, judged_by_size
 from onnxcp.training import Finetuned, Told
 from onnxcp.verification import (
     Evaluate,
@@ -42,6 +44,8 @@ NOTHING = "Nothing was worth rewriting; the original is handed back."
 SLOWER = "The rewritten network is not faster; the original is handed back"
 BROKEN = "The rewritten network overflows where the original does not; the original is handed back."
 FASTER = "The rewritten network is faster"
+SMALLER = "The rewritten network is smaller"
+NOT_SMALLER = "The rewritten network is not smaller; the original is handed back"
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -159,11 +163,12 @@ def optimize(
         If data, shapes, passes or providers do not fit.
     """
     settings = settings or Settings()
+    sized = judged_by_size(settings)
     work = with_finish(_work(source, settings, data, labelled, evaluate, progress))
     trains = _trains(work, training_data, told)
     rewrite, planned = _rewritten(work)
     verification = _verified(work, rewrite)
-    while verification is not None and not verification.trial.faster and not _broken(verification):
+    while verification is not None and not (_good(verification, sized) or _broken(verification)):
         fewer = _doubted(work, rewrite)
         if fewer is None:
             break
@@ -171,7 +176,7 @@ def optimize(
         planned = None if planned is None else planned.given_back()
         verification = _verified(work, rewrite)
     finetuned = None
-    if trains is not None and verification is not None and _worth(verification):
+    if trains is not None and verification is not None and _worth(verification, sized):
         assert rewrite.plain is not None
         finetuned = trains(rewrite.plain)
         rewrite, verification = _with_weights(work, rewrite, verification, finetuned.model)
@@ -194,7 +199,7 @@ def optimize(
         planned=planned,
         plan=(
             None
-            if settings.passes
+            if settings.passes or (planned is None and sized)
             else plan_of(work, rewrite, planned, verification, _wanted(settings))
         ),
         finetuned=finetuned,
@@ -206,6 +211,12 @@ def optimize(
     result = replace(result, after=after)
     if _broken(verification):
         return replace(result, verdict=BROKEN)
+    if sized:
+        sizes = f"{nbytes(result.before.nbytes)} to {nbytes(after.nbytes)}"
+        if after.nbytes >= result.before.nbytes:
+            return replace(result, verdict=f"{NOT_SMALLER} ({sizes})")
+        verdict = f"{SMALLER}: {sizes}, {verification.trial} as fast"
+        return replace(result, model=rewrite.model, improved=True, verdict=verdict)
     if not verification.trial.faster:
         return replace(result, verdict=f"{SLOWER} ({verification.trial})")
     return replace(
@@ -236,7 +247,10 @@ def make_plan(
     if settings.goal.max_accuracy_drop is not None:
         raise OnnxcpError("A drop of accuracy shows only in a network that was built: optimize it.")
     work = with_finish(_work(source, settings, data, None, None, progress))
-    return outlined(work, settings.goal)
+    goal = settings.goal
+    if goal.size is not None:
+        goal = Goal(parameters=first_share(work.original, bytes_wanted(work.original, goal)))
+    return outlined(work, goal)
 
 
 def _work(
@@ -282,6 +296,8 @@ def _rewritten(work: Work) -> tuple[Rewrite, Planned | None]:
         return by_plan(work, settings.plan), None
     if settings.target is not None:
         return by_choice(work, settings.target), None
+    if settings.goal.parameters is not None or settings.goal.size is not None:
+        return by_size(work)
     return by_goal(work, settings.goal)
 
 
@@ -327,8 +343,12 @@ def _trains(
     return train
 
 
-def _worth(verification: Verification) -> bool:
-    return verification.trial.faster and not _broken(verification)
+def _good(verification: Verification, sized: bool) -> bool:
+    return sized or verification.trial.faster
+
+
+def _worth(verification: Verification, sized: bool) -> bool:
+    return _good(verification, sized) and not _broken(verification)
 
 
 def _with_weights(

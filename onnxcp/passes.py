@@ -40,11 +40,15 @@ class Context:
     refit
         Where there are data: given the model and, by site, what a pass has made of its weights
         alone (`onnxcp.factorize.Factorized`), returns what is closest on the data, by site.
+    grams
+        Where there are data: given the model and sites, returns for each the covariance of its
+        input patches in this model, ``(P, P)``; sites of which it cannot be had are left out.
     """
 
     shapes: Shapes = field(default_factory=dict)
     progress: Callable[[str], None] = lambda _: None
     refit: Callable[[Model, Mapping[Any, Any]], Mapping[Any, Any]] | None = None
+    grams: Callable[[Model, Sequence[Any]], Mapping[Any, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,40 @@ class Pass(ABC):
     def options(self) -> dict[str, object]:
         """Return the options that differ from their defaults, in the order of the fields."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+
+
+@dataclass(frozen=True)
+class ShrinkPass(Pass):
+    """A pass that makes a file smaller and not a network faster: it is judged by size.
+
+    Attributes
+    ----------
+    parameters
+        Share of the weights of what it rewrites to keep at most, in (0, 1).
+    nodes, exclude
+        Names of the sites to rewrite and to leave alone: patterns as of a shell, several separated
+        by spaces.
+    """
+
+    parameters: float | None = None
+    nodes: str = "*"
+    exclude: str = ""
+
+    def __post_init__(self) -> None:
+        if self.parameters is not None and not 0 < self.parameters < 1:
+            raise PassError(
+                f"Option 'parameters' of pass '{self.name}' is {self.parameters}, not in (0, 1)."
+            )
+
+    @abstractmethod
+    def keeping(self, model: Model, removed: int) -> ShrinkPass:
+        """Return the pass with a share of parameters at which a model loses so many weights.
+
+        Raises
+        ------
+        PassError
+            If there are not so many weights to spare.
+        """
 
 
 def format_option(value: object) -> str:

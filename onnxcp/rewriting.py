@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnxruntime as ort
 
@@ -15,7 +16,15 @@ from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
-from onnxcp.passes import Context, Pass, PassManager, PassRecord, find_pass, registered_passes
+from onnxcp.passes import (
+    Context,
+    Pass,
+    PassManager,
+    PassRecord,
+    ShrinkPass,
+    find_pass,
+    registered_passes,
+)
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.blocks import rank_block
 from onnxcp.planning.cache import Cache
@@ -26,6 +35,7 @@ from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.session import Feeds
 from onnxcp.progress import Progress
 from onnxcp.refit import refit
+from onnxcp.refit.inputs import input_grams
 from onnxcp.settings import Settings
 from onnxcp.verification import Score, output_differences, total_error
 
@@ -146,9 +156,11 @@ class Rewrite:
         return math.sqrt(sum(min(each.error, 1e18) ** 2 for each in self.differences))
 
 
-def by_passes(work: Work) -> Rewrite:
-    """Run the passes of the settings as they stand; factorisations are refitted to data."""
+def by_passes(work: Work, passes: Sequence[Pass] | None = None) -> Rewrite:
+    """Run passes as they stand, by default those of the settings; refit to data what they make."""
     settings, data, progress = work.settings, work.fits, work.progress
+    if passes is None:
+        passes = parse_pipeline(settings.passes)
 
     def to_data(model: Model, results: Mapping[Site, Factorized]) -> Mapping[Site, Factorized]:
         assert data is not None
@@ -156,12 +168,18 @@ def by_passes(work: Work) -> Rewrite:
         done = refit(model, choices, data, settings.machine, settings.refit, progress=progress)
         return dict(results) | {site: each.result for site, each in done.items() if each.result}
 
+    def grams(model: Model, sites: Sequence[Site]) -> Mapping[Site, Any]:
+        samples, machine = work.calibration, settings.machine
+        assert samples is not None
+        return input_grams(model, sites, samples, machine, settings.refit, progress=progress)
+
     context = Context(
         work.shapes,
         progress=lambda what: progress(what, 0, 1),
         refit=None if data is None else to_data,
+        grams=None if work.calibration is None else grams,
     )
-    model, records = PassManager(parse_pipeline(settings.passes)).run(work.original, context)
+    model, records = PassManager(passes).run(work.original, context)
     changed = any(record.changed for record in records)
     refusals = tuple(find_sites(work.original)[1])
     differences = work.differences(model) if changed else ()
@@ -231,6 +249,11 @@ def menu(settings: Settings, cache: Cache, *, searching: bool) -> Menu:
     """
     installed = families()
     for name in settings.families:
+        if name in registered_passes() and issubclass(find_pass(name), ShrinkPass):
+            raise PassError(
+                f"Family '{name}' makes files smaller, not networks faster, and decides for "
+                "several layers at once: it is no option of a plan."
+            )
         if name not in installed:
             raise PassError(f"There is no family '{name}'; there are: {', '.join(installed)}.")
     names = settings.families or tuple(

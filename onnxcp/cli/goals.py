@@ -12,6 +12,16 @@ import click
 from onnxcp.cli.options import PATH, comma_separated, given_options
 
 _SHARE = click.FloatRange(0, 1, min_open=True)
+_BYTES = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 _GOALS = {
@@ -19,6 +29,7 @@ _GOALS = {
     "target_latency": "latency",
     "target_macs": "macs",
     "target_params": "parameters",
+    "target_size": "size",
     "max_error": "max_error",
     "max_accuracy_drop": "max_accuracy_drop",
 }
@@ -60,6 +71,22 @@ def drop(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise click.BadParameter(f"'{text}' is neither a percentage nor a number from 0 on.")
     return value
+
+
+def size(text: str) -> float:
+    """Parse ``2MB``, ``500KiB`` or ``80000B`` as bytes, and ``0.5`` as a share below 1."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMG]?i?B)?\s*", text)
+    try:
+        value = float(match[1]) if match else 0.0
+    except ValueError:
+        value = 0.0
+    unit = match[2] if match else None
+    if unit is None and not 0 < value < 1:
+        raise click.BadParameter(f"'{text}' is neither a size such as 2MB nor a share below 1.")
+    nbytes = value * _BYTES[(unit or "").upper()]
+    if unit is not None and nbytes < 1:
+        raise click.BadParameter(f"'{text}' is less than a byte.")
+    return nbytes
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -106,6 +133,13 @@ def goal_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         metavar="SHARE",
         help="Keep at most this share of the network's weights, at the least loss.",
+    )
+    @click.option(
+        "--target-size",
+        type=size,
+        metavar="SIZE|SHARE",
+        help="Bring the file down to this size, such as 2MB, or to this share of it, such as 0.5, "
+        "at the least loss.",
     )
     @click.option(
         "--max-error",

@@ -22,6 +22,8 @@ class Goal:
         Seconds per run, likewise.
     macs, parameters
         Share of the network's multiply-adds or weights to keep, in (0, 1); likewise.
+    size
+        Bytes of the file, external data included; below 1, the share of them to keep. Likewise.
     max_error
         Largest relative error of the outputs, in (0, 1]; the network is made as fast as it allows.
     max_accuracy_drop
@@ -33,6 +35,7 @@ class Goal:
     latency: float | None = None
     macs: float | None = None
     parameters: float | None = None
+    size: float | None = None
     max_error: float | None = None
     max_accuracy_drop: float | None = None
 
@@ -53,8 +56,8 @@ class Goal:
     @property
     def error(self) -> float | None:
         """Largest relative error of the outputs; None where the goal is another."""
-        others = (self.speedup, self.latency, self.macs, self.parameters, self.max_accuracy_drop)
-        if any(each is not None for each in others):
+        others = (self.speedup, self.latency, self.macs, self.parameters, self.size)
+        if any(each is not None for each in (*others, self.max_accuracy_drop)):
             return None
         return self.max_error or DEFAULT_MAX_ERROR
 
@@ -68,6 +71,10 @@ class Goal:
                 return f"{100 * value:g} % of the MACs"
             case Goal(parameters=float() | int() as value):
                 return f"{100 * value:g} % of the parameters"
+            case Goal(size=float() | int() as value) if value < 1:
+                return f"{100 * value:g} % of the file's size"
+            case Goal(size=float() | int() as value):
+                return f"a file of {value:.0f} bytes"
             case Goal(max_accuracy_drop=float() | int() as value):
                 return f"a score at most {value:g} lower"
             case _:
@@ -79,6 +86,7 @@ _RANGES = {
     "latency": (0.0, math.inf),
     "macs": (0.0, 1.0),
     "parameters": (0.0, 1.0),
+    "size": (0.0, math.inf),
     "max_error": (0.0, 1.0),
     "max_accuracy_drop": (0.0, math.inf),
 }

@@ -58,8 +58,12 @@ class Fitter:
         if bias is None or self._shared[site.weight] > 1:
             return _unfitted(choices)
         if choices:
-            fit = self._fit_chain if can_observe(site) else self._fit_outputs
-            return fit(stop, choices, bias) or _unfitted(choices)
+            if can_observe(site):
+                return self._fit_chain(stop, choices, bias) or _unfitted(choices)
+            choices = [each for each in choices if each.family.mixes_outputs] or choices
+            if not choices[0].family.mixes_outputs:
+                return _unfitted(choices)
+            return self._fit_outputs(stop, choices, bias) or _unfitted(choices)
         if stop.diverged and can_observe(site):
             return self._fit_dense(stop, bias)
         return None

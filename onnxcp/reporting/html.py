@@ -98,7 +98,9 @@ def render(result: Optimized, job: Job, *, now: datetime | None = None) -> str:
 
 def _headline(result: Optimized) -> str:
     if result.improved and result.verification is not None:
-        return f"{units.ratio(result.verification.trial.ratio)} faster"
+        if result.verification.trial.faster or result.after is None:
+            return f"{units.ratio(result.verification.trial.ratio)} faster"
+        return f"{units.ratio(result.before.nbytes / result.after.nbytes)} smaller"
     return "Left as it was"
 
 
