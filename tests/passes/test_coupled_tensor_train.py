@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import helper
 from onnxcp_passes.coupled_tensor_train import CoupledTensorTrain
 from onnxcp_passes.fold_batchnorm import FoldBatchNorm
 
@@ -23,59 +20,15 @@ from onnxcp.graph.splice import replace_kernels
 from onnxcp.linalg.coupled_ranks import coupled_parameters
 from onnxcp.passes import Context, PassManager
 from onnxcp.pipeline import parse_pipeline
-from tests.networks import FLOAT32, difference, model_of, noise, run
+from tests.networks import FLOAT32, difference, noise, run
+from tests.repeated import readers, repeated, shared
 
 Array = npt.NDArray[Any]
-
-
-def network(
-    widths: Sequence[int] = (6, 6, 6, 6),
-    *,
-    kernel: Sequence[int] = (3, 3),
-    norm: bool = False,
-    dtype: npt.DTypeLike = np.float32,
-) -> Model:
-    """Return convs in a row, ``c0`` to ``cN``, each followed by a ReLU; padded, with a bias."""
-    nodes, weights, last = [], {}, "x"
-    for n, (inputs, outputs) in enumerate(pairwise(widths)):
-        scale = np.sqrt(1 / (inputs * np.prod(kernel)))
-        weights[f"w{n}"] = (scale * noise(outputs, inputs, *kernel, seed=n)).astype(dtype)
-        weights[f"b{n}"] = noise(outputs, seed=n + 20, dtype=dtype)
-        pads = [size // 2 for size in kernel]
-        conv = [last, f"w{n}", f"b{n}"]
-        nodes.append(helper.make_node("Conv", conv, [f"y{n}"], f"c{n}", pads=[*pads, *pads]))
-        last = f"y{n}"
-        if norm:
-            for m, part in enumerate(("scale", "shift", "mean", "variance")):
-                weights[f"{part}{n}"] = np.abs(noise(outputs, seed=n + 9 * m + 40, dtype=dtype))
-            parts = [last, *(f"{part}{n}" for part in ("scale", "shift", "mean", "variance"))]
-            nodes.append(helper.make_node("BatchNormalization", parts, [f"n{n}"], f"norm{n}"))
-            last = f"n{n}"
-        end = "y" if n == len(widths) - 2 else f"r{n}"
-        nodes.append(helper.make_node("Relu", [last], [end], f"relu{n}"))
-        last = end
-    size = [8] * len(kernel)
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    shape = [2, widths[0], *size]
-    return load(model_of(nodes, inputs={"x": shape}, weights=weights, dtype=kind))
 
 
 def coupled(model: Model, text: str = "common=3,independent=1") -> Model:
     (each,) = parse_pipeline(f"coupled-tensor-train{{{text}}}")
     return PassManager([each]).run(model)[0]
-
-
-def readers(model: Model) -> Counter[str]:
-    """Return, for every initializer, how many nodes read it."""
-    names = {tensor.name for tensor in model.proto.graph.initializer}
-    return Counter(name for node in model.proto.graph.node for name in node.input if name in names)
-
-
-def shared(model: Model) -> list[tuple[int, ...]]:
-    """Return the shapes of the initializers that several nodes read."""
-    counts = readers(model)
-    tensors = model.proto.graph.initializer
-    return [tuple(tensor.dims) for tensor in tensors if counts[tensor.name] > 1]
 
 
 FULLY = [(3, 6, 1, 1), (3, 3, 3, 3), (6, 3, 1, 1)]
@@ -85,7 +38,7 @@ FULLY = [(3, 6, 1, 1), (3, 3, 3, 3), (6, 3, 1, 1)]
 def test_shared_factors_are_one_initializer_and_the_graph_says_what_they_mean(
     kernel: tuple[int, ...],
 ) -> None:
-    model = network(kernel=kernel)
+    model = repeated(kernel=kernel)
     (each,) = parse_pipeline("coupled-tensor-train{common=(2,3),independent=1}")
     made = each.run(model, Context()).model
     ones = (1,) * len(kernel)
@@ -112,20 +65,20 @@ def reconstructed(model: Model) -> dict[str, Array]:
 
 
 def test_shared_factors_are_stored_in_the_type_of_the_weights() -> None:
-    model = coupled(network(dtype=np.float16))
+    model = coupled(repeated(dtype=np.float16))
     assert shared(model) == FULLY
     kinds = {tensor.data_type for tensor in model.proto.graph.initializer}
     assert kinds == {onnx.TensorProto.FLOAT16}
 
 
 def test_full_ranks_give_the_network_back() -> None:
-    model = network()
+    model = repeated()
     made = coupled(model, "common=6,independent=6")
     assert difference(run(made)[0], run(model)[0]) < FLOAT32
 
 
 def test_the_file_has_as_many_fewer_weights_as_is_reckoned(tmp_path: Path) -> None:
-    model = network((64,) * 6)
+    model = repeated((64,) * 6)
     made = coupled(model, "common=16,independent=8")
     kept = coupled_parameters([(64, 64, 3, 3)] * 5, (16, 16), (8, 8), partial=False)
     before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
@@ -138,14 +91,14 @@ def test_the_file_has_as_many_fewer_weights_as_is_reckoned(tmp_path: Path) -> No
 
 
 def test_layers_that_differ_in_their_inputs_share_what_does_not() -> None:
-    model = network((4, 6, 6, 6))
+    model = repeated((4, 6, 6, 6))
     made = coupled(model, "common=(5,3),independent=1,partial=true")
     assert shared(made) == [(3, 5, 3, 3), (6, 3, 1, 1)]
     assert np.isfinite(run(made)[0]).all()
 
 
 def test_layers_are_grouped_by_their_kernels() -> None:
-    model = network((4, 6, 6, 6, 8, 8, 8))
+    model = repeated((4, 6, 6, 6, 8, 8, 8))
     (each,) = parse_pipeline("coupled-tensor-train{common=2,independent=1}")
     result = each.run(model, Context())
     assert shared(result.model) == [
@@ -156,34 +109,34 @@ def test_layers_are_grouped_by_their_kernels() -> None:
 
 
 def test_groups_can_be_given() -> None:
-    made = coupled(network((6,) * 5), 'common=2,independent=1,groups="c0 c1; c[23]"')
+    made = coupled(repeated((6,) * 5), 'common=2,independent=1,groups="c0 c1; c[23]"')
     assert len(shared(made)) == 6
     assert set(readers(made).values()) == {1, 2}
 
 
 class TestStaysShared:
     def test_through_a_file(self, tmp_path: Path) -> None:
-        save(coupled(network()), tmp_path / "m.onnx", external=True)
+        save(coupled(repeated()), tmp_path / "m.onnx", external=True)
         again = load(tmp_path / "m.onnx")
         assert shared(again) == FULLY
-        assert difference(run(again)[0], run(coupled(network()))[0]) == 0
+        assert difference(run(again)[0], run(coupled(repeated()))[0]) == 0
 
     def test_through_folding_after_coupling(self) -> None:
         """An Add is no convolution that a scale could go into."""
-        model = coupled(network(norm=True))
+        model = coupled(repeated(norm=True))
         folded, (record,) = PassManager([FoldBatchNorm()]).run(model)
         assert not record.changed
         assert shared(folded) == FULLY
 
     def test_where_folding_comes_first(self) -> None:
-        model = network(norm=True)
+        model = repeated(norm=True)
         passes = parse_pipeline("fold-batchnorm,coupled-tensor-train{common=6,independent=6}")
         made, _ = PassManager(passes).run(model)
         assert len(shared(made)) == 3
         assert difference(run(made)[0], run(model)[0]) < FLOAT32
 
     def test_through_another_pass_on_a_neighbour(self) -> None:
-        model = coupled(network((6, 6, 6, 6, 9)))
+        model = coupled(repeated((6, 6, 6, 6, 9)))
         (each,) = parse_pipeline('channel-svd{rank=2,nodes="c3"}')
         assert shared(PassManager([each]).run(model)[0]) == FULLY
 
@@ -195,7 +148,7 @@ def moments(model: Model, sites: Sequence[Any]) -> dict[Any, Array]:
 
 @pytest.mark.parametrize("metric", ["auto", "data", "weights"])
 def test_errors_are_of_the_data_where_there_are_any(metric: str) -> None:
-    model, asked = network(), []
+    model, asked = repeated(), []
 
     def grams(model: Model, sites: Sequence[Any]) -> dict[Any, Array]:
         asked.extend(sites)
@@ -212,7 +165,7 @@ def test_errors_are_of_the_data_where_there_are_any(metric: str) -> None:
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("share", [0.6, 0.3])
 def test_a_share_of_the_weights_is_kept(share: float, partial: bool) -> None:
-    model = network((12,) * 5)
+    model = repeated((12,) * 5)
     made = coupled(model, f"parameters={share},partial={str(partial).lower()}")
     kept, before = (
         sum(int(np.prod(t.dims)) for t in each.proto.graph.initializer if len(t.dims) > 1)
@@ -222,7 +175,7 @@ def test_a_share_of_the_weights_is_kept(share: float, partial: bool) -> None:
 
 
 def test_a_pass_knows_the_share_at_which_weights_are_removed() -> None:
-    model = network((16,) * 4)
+    model = repeated((16,) * 4)
     total = 3 * 16 * 16 * 9
     assert CoupledTensorTrain().keeping(model, total // 4).parameters == pytest.approx(0.75)
     with pytest.raises(PassError, match=r"cannot spare 6,912 weights: .* have 6,912"):
@@ -255,5 +208,5 @@ def test_a_pass_knows_the_share_at_which_weights_are_removed() -> None:
 )
 def test_bad_options_are_one_sentence(text: str, message: str) -> None:
     with pytest.raises(PassError, match=message) as caught:
-        coupled(network((4, 6, 6, 6, 8)), text)
+        coupled(repeated((4, 6, 6, 6, 8)), text)
     assert str(caught.value).count("\n") == 0
