@@ -38,7 +38,8 @@ class Settings:
         Speed-ups to plan for besides, to see what they cost.
     families
         Names of the families to choose from. By default all that are installed but those that ask
-        to be named (output-first-svd, tensor-train, sparse-low-rank); for a target of energy
+        to be named (output-first-svd, tensor-train, sparse-low-rank, and coupled-tensor-train,
+        which takes a goal of size and no other family beside it); for a target of energy
         without those that can only find a rank by trial, which takes long (cp3 and cp4).
     nodes, exclude
         Names of the sites to rewrite and to leave alone: patterns as of a shell, several separated

@@ -23,6 +23,7 @@ from tests.networks import conv_model, model_of, noise, operators
 
 BUILT_IN = {
     "channel-svd",
+    "coupled-tensor-train",
     "cp3",
     "cp4",
     "fold-batchnorm",

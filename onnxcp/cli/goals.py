@@ -75,7 +75,7 @@ def drop(text: str) -> float:
 
 def size(text: str) -> float:
     """Parse ``2MB``, ``500KiB`` or ``80000B`` as bytes, and ``0.5`` as a share below 1."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kKMG]?i?B)?\s*", text)
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(B|[kKMG]i?B)?\s*", text)
     try:
         value = float(match[1]) if match else 0.0
     except ValueError:
@@ -193,7 +193,8 @@ def choosing_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="",
             metavar="NAME,...",
             help="Families to choose from, such as cp3,tucker2. By default all but those that ask "
-            "to be named, output-first-svd, tensor-train and sparse-low-rank; for --energy also "
+            "to be named, output-first-svd, tensor-train, sparse-low-rank and (alone, for "
+            "--target-params or --target-size) coupled-tensor-train; for --energy also "
             "without those that find a rank only by trial, cp3 and cp4.",
         ),
     ):

@@ -9,6 +9,7 @@ find about 1/3 to 1/2 of the ranks in common best).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from math import prod
 
@@ -87,16 +88,9 @@ def fit_within(
     shapes = [np.shape(each) for each in kernels]
     check_shapes(shapes, partial=partial)
 
-    def fitted(common: Pair, independent: Pair, sweeps: int) -> Coupled:
-        return coupled_tensor_train(
-            kernels,
-            common,
-            independent,
-            partial=partial,
-            weights=weights,
-            grams=grams,
-            sweeps=sweeps,
-        )
+    couple = functools.partial(
+        coupled_tensor_train, kernels, partial=partial, weights=weights, grams=grams
+    )
 
     tried = list(dict.fromkeys(splits(shapes, budget, partial=partial)))
     if not tried:
@@ -104,10 +98,8 @@ def fit_within(
         if least > budget:
             raise ValueError(f"{budget:.0f} weights are too few; ranks of one have {least}")
         tried = [((1, 1), (1, 1))]
-    best = min(tried, key=lambda ranks: fitted(*ranks, _TRIAL).errors[-1])
-    return coupled_tensor_train(
-        kernels, *best, partial=partial, weights=weights, grams=grams
-    ), *best
+    best = min(tried, key=lambda ranks: couple(*ranks, sweeps=_TRIAL).errors[-1])
+    return couple(*best), *best
 
 
 def _joint(shapes: Sequence[Shape], *, partial: bool) -> Shape:

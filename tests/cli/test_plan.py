@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.conftest import Run, snapshot
+from onnxcp.cli.goals import size
+from onnxcp.graph.model import load, save
+from tests.cli.conftest import Run, Timings, snapshot
+from tests.repeated import repeated, shared
 
 SHAPE = ("--input-shapes", "x:4,16,12,12")
 FEW = ("--families", "channel-svd,spatial-svd", "--round-to", "4")
@@ -156,6 +159,11 @@ class TestGoals:
             ("--target-latency", "-3ms"),
             ("--target-macs", "1.5"),
             ("--target-params", "0"),
+            ("--target-size", "0"),
+            ("--target-size", "1.5"),
+            ("--target-size", "2TB"),
+            ("--target-size", "0.5B"),
+            ("--target-size", "1.2.3MB"),
             ("--max-error", "0"),
             ("--max-accuracy-drop", "-1%"),
             ("--frontier", "0.5"),
@@ -170,6 +178,9 @@ class TestGoals:
 
     def test_exclude_each_other(self, onnxcp: Run, model: Path) -> None:
         done = onnxcp("optimize", model, "--target-speedup", "2", "--max-error", "0.1")
+        assert done.code == 2
+        assert "exclude each other" in done.err
+        done = onnxcp("optimize", model, "--target-size", "1MB", "--target-params", "0.5")
         assert done.code == 2
         assert "exclude each other" in done.err
         done = onnxcp("optimize", model, "--target-speedup", "2", "--macs", "0.5")
@@ -202,3 +213,41 @@ class TestGoals:
             "--dry-run", "--json",
         )  # fmt: skip
         assert len(json.loads(done.out)["frontier"]) == 2
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("text", "nbytes"),
+        [
+            ("2MB", 2e6),
+            ("1.5 kB", 1500),
+            ("3KiB", 3072),
+            ("2GiB", 2 * 2**30),
+            ("800B", 800),
+            ("0.5", 0.5),
+        ],
+    )
+    def test_are_bytes_or_a_share(self, text: str, nbytes: float) -> None:
+        assert size(text) == nbytes
+
+    @pytest.mark.parametrize("target", ["--target-params=0.6", "--target-size=0.6"])
+    def test_are_reached_by_coupling(
+        self, onnxcp: Run, tmp_path: Path, timings: Timings, target: str
+    ) -> None:
+        timings(network=0.7)
+        path, out = tmp_path / "net.onnx", tmp_path / "small.onnx"
+        save(repeated((16,) * 5), path)
+        done = onnxcp("optimize", path, out, target, "--families", "coupled-tensor-train")
+        assert done.code == 0
+        assert "network is smaller" in done.err
+        assert shared(load(out)) != []
+        if "size" in target:
+            assert out.stat().st_size <= 0.6 * path.stat().st_size
+
+    def test_do_not_go_with_a_goal_of_time(self, onnxcp: Run, tmp_path: Path) -> None:
+        save(repeated(), tmp_path / "net.onnx")
+        options = ("--target-speedup", "2", "--families", "coupled-tensor-train")
+        done = onnxcp("optimize", tmp_path / "net.onnx", *options)
+        assert done.code == 2
+        assert "makes files smaller, not networks faster" in done.err
+        assert "Traceback" not in done.err
