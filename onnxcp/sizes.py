@@ -79,7 +79,7 @@ def by_size(work: Work) -> tuple[Rewrite, Planned | None]:
                 f"No coupling comes to {goal}; the closest is {nbytes(wanted + excess)}."
             )
         return rewrite, None
-    short = f"No plan comes to {goal}." if excess > 0 else planned.shortfall
+    short = planned.shortfall or (f"No plan comes to {goal}." if excess > 0 else "")
     return rewrite, replace(planned, goal=goal, shortfall=short)
 
 

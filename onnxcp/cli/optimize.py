@@ -209,6 +209,7 @@ def optimize(
     from onnxcp.reporting.record import optimized_record
     from onnxcp.reporting.tuned import epoch_line
     from onnxcp.settings import Settings
+    from onnxcp.sizes import shrinking
     from onnxcp.training import Epoch, Training
 
     settings = Settings(
@@ -229,6 +230,10 @@ def optimize(
         cache_dir=cache_dir,
         cached=not no_cache,
     )
+    if save_plan is not None and shrinking(settings) is not None:
+        raise click.UsageError(
+            "Layers that are coupled are no plan, which --save-plan could write."
+        )
     source = load(model)
     target = None if dry_run else output or model.with_name(f"{model.stem}.optimized.onnx")
     inputs = {"the input model": model}

@@ -21,7 +21,8 @@ def show(terminal: Terminal, result: Optimized, job: Job) -> None:
         terminal.show(table.sites(result))
     if result.refusals:
         terminal.show(table.left_alone(result))
-    if job.settings.passes or terminal.verbose:
+    coupled = result.after is not None and not result.decisions
+    if job.settings.passes or coupled or terminal.verbose:
         terminal.show(table.passes(result, notes=True))
     if terminal.verbose:
         for decision in result.decisions:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxcp.factorize import FactorizePass
+from onnxcp.passes import ShrinkPass
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.settings import Settings
+from onnxcp.sizes import shrinking
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Job:
     @property
     def passes_refit(self) -> bool:
         """Whether passes were asked for whose factorisations are refitted to the samples."""
-        if self.data is None or self.settings.refit.scope == "none" or not self.settings.passes:
+        settings = self.settings
+        if self.data is None or settings.refit.scope == "none":
             return False
-        return any(isinstance(each, FactorizePass) for each in parse_pipeline(self.settings.passes))
+        if not settings.passes:
+            return shrinking(settings) is not None
+        passes = parse_pipeline(settings.passes)
+        return any(isinstance(each, FactorizePass | ShrinkPass) for each in passes)

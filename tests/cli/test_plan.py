@@ -240,9 +240,19 @@ class TestSizes:
         done = onnxcp("optimize", path, out, target, "--families", "coupled-tensor-train")
         assert done.code == 0
         assert "network is smaller" in done.err
+        assert "common rank" in done.err
         assert shared(load(out)) != []
         if "size" in target:
             assert out.stat().st_size <= 0.6 * path.stat().st_size
+
+    def test_are_no_plan(self, onnxcp: Run, tmp_path: Path) -> None:
+        save(repeated((16,) * 5), tmp_path / "net.onnx")
+        options = ("--target-size=0.6", "--families", "coupled-tensor-train")
+        plan = tmp_path / "plan.yaml"
+        done = onnxcp("optimize", tmp_path / "net.onnx", *options, "--save-plan", plan)
+        assert done.code == 2
+        assert "are no plan" in done.err
+        assert not plan.exists()
 
     def test_do_not_go_with_a_goal_of_time(self, onnxcp: Run, tmp_path: Path) -> None:
         save(repeated(), tmp_path / "net.onnx")
