@@ -50,7 +50,8 @@ from onnxcp.linalg.tucker import feasible_ranks, tucker2, tucker2_kernel
 Kernel = NDArray[np.float64]
 Pair = tuple[int, int]
 
-_SWEEPS = 20  # of turns; the paper takes 10
+_SWEEPS = 40  # turns; the paper takes 10, of as many updates each as they need
+_FIRST = 3  # sweeps of the iteration at first
 _AXES = "ijk"
 
 
@@ -154,9 +155,9 @@ def coupled_tensor_train(
     own = [_nothing(each, independent) for each in targets]
     shared = model.fitted(own)
     errors = [_loss(_rests(targets, shared, own), counts) / power]
-    for _ in range(checks.integer("sweeps", sweeps, 0)):
+    for turn in range(checks.integer("sweeps", sweeps, 0)):
         own = [
-            _better(target - base.kernel, before, independent)
+            _better(target - base.kernel, before if turn else None, independent)
             for target, base, before in zip(targets, shared, own, strict=True)
         ]
         shared = model.fitted(own)
@@ -272,8 +273,15 @@ class _Partial:
 
 
 def _better(target: Kernel, before: Train | None, ranks: Pair) -> Train:
-    """Return a train of a kernel, unless the one that there was is closer."""
-    found = Train(*tucker2(target, feasible_ranks(target.shape, ranks)))
+    """Return a train of a kernel, unless the one that there was is closer.
+
+    It starts at the one that there was, a sweep for each turn: the kernel hardly moves by then.
+    """
+    wanted = feasible_ranks(target.shape, ranks)
+    if before is None:
+        found = Train(*tucker2(target, wanted, sweeps=_FIRST))
+    else:
+        found = Train(*tucker2(target, wanted, sweeps=1, start=before.first))
     if before is None or _distance(target, found) <= _distance(target, before):
         return found
     return before

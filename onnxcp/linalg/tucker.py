@@ -26,7 +26,12 @@ _JITTER = 1e-9  # of the mean diagonal, added to what may be short of full rank 
 
 
 def tucker2(
-    kernel: ArrayLike, ranks: tuple[int, int], *, sweeps: int = 10, tol: float = 1e-5
+    kernel: ArrayLike,
+    ranks: tuple[int, int],
+    *,
+    sweeps: int = 10,
+    tol: float = 1e-5,
+    start: Factor | None = None,
 ) -> tuple[Factor, Kernel, Factor]:
     """Compress the input and the output channels of a kernel.
 
@@ -46,6 +51,9 @@ def tucker2(
         Most sweeps of alternation; 0 gives the truncated higher-order SVD.
     tol : float
         Stop when a sweep gains less than this share of the kernel's energy.
+    start : (S, R_S) ndarray, optional
+        Input factor of orthonormal columns to start at, in place of the truncated higher-order SVD;
+        the error never rises above that of the best kernel with this factor.
 
     Returns
     -------
@@ -78,8 +86,12 @@ def tucker2(
     scale = float(np.abs(checked).max()) or 1.0
     tensor = (checked / scale).reshape(*checked.shape[:2], -1)  # (T, S, D)
 
-    input_factor = _leading(tensor, 1, rank_s)
-    output_factor = _leading(tensor, 0, rank_t)
+    if start is None:
+        input_factor = _leading(tensor, 1, rank_s)
+        output_factor = _leading(tensor, 0, rank_t)
+    else:
+        input_factor = start
+        output_factor = _leading(_shrink(tensor, 1, start), 0, rank_t)
     total = float(np.vdot(tensor, tensor))
     kept = 0.0
     for _ in range(sweeps):
