@@ -26,7 +26,7 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def fake(network: float) -> None:
         monkeypatch.setattr("onnxcp.verification.paired", made_up(network))
-        monkeypatch.setattr("onnxcp.planned.paired", made_up(network))
+        monkeypatch.setattr("onnxcp.finishing.paired", made_up(network))
         monkeypatch.setattr("onnxcp.planning.blocks.paired", made_up(1.0))
         monkeypatch.setattr("onnxcp.planning.latency.in_turns", made_up_turns(2.0))
 
