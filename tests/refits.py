@@ -19,14 +19,7 @@ from onnxcp.passes import registered_passes
 from onnxcp.profiling.inputs import session_inputs
 from onnxcp.profiling.machine import Machine
 from onnxcp.refit import Refit, RefitSettings, refit
-from tests.networks import (
-    Array,
-    conv_model,
-    model_of,
-    noise,
-    onnx_type,
-    run,
-)
+from tests.networks import Array, conv_model, model_of, noise, onnx_type, run
 from tests.wirings import CHANNELS, wired
 
 FAMILIES: dict[str, FactorizePass] = {

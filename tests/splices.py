@@ -11,13 +11,7 @@ from onnxcp_passes.channel_svd import ChannelSvd
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import find_sites
 from onnxcp.graph.splice import splice
-from tests.networks import (
-    FLOAT32,
-    difference,
-    model_of,
-    noise,
-    run,
-)
+from tests.networks import FLOAT32, difference, model_of, noise, run
 
 
 def rewritten(model: Model, names: Sequence[str] | None = None, rank: int | None = None) -> Model:

@@ -14,12 +14,7 @@ from onnxcp.graph.model import Model
 from onnxcp.graph.site import find_sites
 from onnxcp.graph.splice import replace_kernels
 from onnxcp.profiling.machine import Machine
-from tests.networks import (
-    FLOAT32,
-    difference,
-    feeds_for,
-    run,
-)
+from tests.networks import FLOAT32, difference, feeds_for, run
 
 Feeds = dict[str, Any]
 MACHINE = Machine(intra_op_num_threads=1)

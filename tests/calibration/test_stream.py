@@ -14,12 +14,7 @@ from onnxcp.calibration.stream import Stream
 from onnxcp.errors import DataError, ModelError
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import find_sites
-from tests.networks import (
-    conv_model,
-    noise,
-    only_site,
-    run,
-)
+from tests.networks import conv_model, noise, only_site, run
 from tests.peculiar import PECULIAR
 from tests.walks import MACHINE, Feeds, assert_close, batches_for, check, scaled, walk, with_scaled
 from tests.wirings import SUMS, summing, wired

@@ -10,11 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcp.errors import DataError
 from onnxcp.graph.model import Model
 from onnxcp.graph.splice import replace_kernels
-from tests.networks import (
-    difference,
-    noise,
-    run,
-)
+from tests.networks import difference, noise, run
 from tests.peculiar import PECULIAR
 from tests.walks import assert_close, batches_for, check, observed, scaled, walk, with_scaled
 from tests.wirings import SHAPE, wired

@@ -13,11 +13,7 @@ from onnx import helper
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import find_sites
 from onnxcp.refit.activation import activations_behind
-from tests.networks import (
-    model_of,
-    noise,
-    run,
-)
+from tests.networks import model_of, noise, run
 from tests.refits import SAMPLES, choices_for, error, fit, fitted, smooth
 
 

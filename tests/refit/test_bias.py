@@ -11,12 +11,7 @@ from onnx import helper
 
 from onnxcp.graph.model import Model
 from onnxcp.refit import Refit
-from tests.networks import (
-    Array,
-    model_of,
-    noise,
-    run,
-)
+from tests.networks import Array, model_of, noise, run
 from tests.refits import SAMPLES, SITES, choices_for, fit, fitted, matrix, samples_for, smooth
 
 

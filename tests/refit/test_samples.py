@@ -13,12 +13,7 @@ from onnxcp.graph.model import Model
 from onnxcp.graph.site import find_sites
 from onnxcp.profiling.inputs import session_inputs
 from onnxcp.refit import RefitSettings, refit
-from tests.networks import (
-    FLOAT32,
-    initializers,
-    model_of,
-    noise,
-)
+from tests.networks import FLOAT32, initializers, model_of, noise
 from tests.refits import (
     FAMILIES,
     MACHINE,

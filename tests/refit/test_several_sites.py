@@ -12,12 +12,7 @@ from onnxcp.calibration.stream import Stop
 from onnxcp.errors import OnnxcpError
 from onnxcp.graph.model import Model
 from onnxcp.refit import RefitSettings, refit
-from tests.networks import (
-    FLOAT32,
-    Array,
-    model_of,
-    noise,
-)
+from tests.networks import FLOAT32, Array, model_of, noise
 from tests.refits import (
     FAMILIES,
     FRESH,
