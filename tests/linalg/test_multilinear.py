@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from onnxcp.linalg.multilinear import Product, balanced, contract, refine
 from onnxcp.linalg.svd import channel_svd
+from tests.covering import thinned
 
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -39,10 +41,15 @@ PRODUCTS = {
 }
 EXTENTS = {"t": 6, "s": 5, "i": 3, "j": 2, "k": 2, "r": 4, "p": 3, "q": 4, "w": 4}
 
+NAMES = {text: name for name, text in PRODUCTS.items()}
 LETTERS = [(text, c) for text in PRODUCTS.values() for c in EXTENTS if c in text]
 
 each_product = pytest.mark.parametrize("text", PRODUCTS.values(), ids=PRODUCTS.keys())
-each_type = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+each_product_and_type = thinned(
+    "text,dtype",
+    itertools.product(PRODUCTS.values(), (np.float32, np.float64)),
+    ids=lambda text, dtype: f"{NAMES[text]}-{dtype.__name__}",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +93,7 @@ class TestProduct:
     def test_is_text_and_back(self, text: str) -> None:
         assert str(Product.parse(text)) == text
 
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_is_that_of_numpy(self, text: str, dtype: type) -> None:
         rng = np.random.default_rng(0)
         factors = [each.astype(dtype) for each in factors_of(text, EXTENTS, rng)]
@@ -128,8 +134,7 @@ class TestProduct:
 
 
 class TestErrors:
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_are_those_of_the_factors_that_come_out(self, text: str, dtype: type) -> None:
         rng = np.random.default_rng(1)
         product, target = Product.parse(text), kernel_of(text, EXTENTS, rng)
@@ -235,8 +240,7 @@ class TestConvergence:
         # Three factors on one rank take turns that get shorter and shorter.
         assert errors[-1] < (1e-3 * errors[0] if text.count("r") > 2 else 1e-10)
 
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_what_is_exact_already_stays(self, text: str, dtype: type) -> None:
         rng = np.random.default_rng(8)
         product = Product.parse(text)
@@ -326,7 +330,7 @@ def problems(draw: st.DrawFn) -> tuple[str, list[Array], Array, Array]:
 
 
 @given(problem=problems(), dtype=st.sampled_from([np.float32, np.float64]))
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_no_sweep_makes_it_worse(
     problem: tuple[str, list[Array], Array, Array], dtype: type
 ) -> None:
@@ -351,8 +355,7 @@ def rounding(kernel: Array, target: Array, gram: Array, dtype: type) -> float:
 
 
 class TestDegenerate:
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_a_target_of_zeros(self, text: str, dtype: type) -> None:
         rng = np.random.default_rng(12)
         target = np.zeros_like(kernel_of(text, EXTENTS, rng))
@@ -361,8 +364,7 @@ class TestDegenerate:
         assert errors[-1] == 0
         assert not Product.parse(text).multiply(factors).any()
 
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_factors_of_zeros(self, text: str, dtype: type) -> None:
         """From which no factor alone leads away."""
         rng = np.random.default_rng(13)
@@ -373,8 +375,7 @@ class TestDegenerate:
         assert errors == [pytest.approx(1.0)]
         assert not any(each.any() for each in factors)
 
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_one_factor_of_zeros(self, text: str, dtype: type) -> None:
         rng = np.random.default_rng(14)
         target = kernel_of(text, EXTENTS, rng)
@@ -387,8 +388,7 @@ class TestDegenerate:
             if position == Product.parse(text).last:
                 assert errors[-1] < 1
 
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_inputs_of_zeros(self, text: str, dtype: type) -> None:
         """Then nothing can be told from anything."""
         rng = np.random.default_rng(15)
@@ -399,8 +399,7 @@ class TestDegenerate:
         made = Product.parse(text).multiply([each.astype(np.float64) for each in factors])
         np.testing.assert_allclose(made, np.einsum(text, *start), atol=1e-4)
 
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_a_rank_of_one(self, text: str, dtype: type) -> None:
         extents = EXTENTS | {"r": 1, "p": 1, "q": 1}
         rng = np.random.default_rng(16)
@@ -409,8 +408,7 @@ class TestDegenerate:
         _, errors = refine(Product.parse(text), factors_of(text, extents, rng), target, gram)
         assert errors[-1] < min(errors[0], 1)
 
-    @each_product
-    @each_type
+    @each_product_and_type
     def test_more_ranks_than_output_channels(self, text: str, dtype: type) -> None:
         extents = EXTENTS | {"t": 2, "r": 7, "p": 5, "q": 7}
         rng = np.random.default_rng(17)
@@ -423,7 +421,7 @@ class TestDegenerate:
         assert errors[-1] == pytest.approx(squared_error(made, target, gram), rel=0.01, abs=1e-6)
         assert errors[-1] < 0.5
 
-    @pytest.mark.parametrize(("text", "letter"), LETTERS)
+    @thinned("text,letter", LETTERS)
     def test_extents_of_one(self, text: str, letter: str) -> None:
         extents = EXTENTS | {letter: 1}
         rng = np.random.default_rng(18)

@@ -8,7 +8,7 @@ decomposition need be good, or be run, to test this.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from onnxcp.graph.site import Site
 from onnxcp.graph.splice import replace_kernels, splice
 from onnxcp.passes import registered_passes
 from tests.convolutions import GRID, Case, case, cases, grid
+from tests.covering import thinned
 from tests.networks import FLOAT32, Array, difference, model_of, noise, only_site, run
 
 FAMILIES: dict[str, FactorizePass] = {
@@ -105,12 +106,21 @@ def test_there_are_families() -> None:
     assert set(FAMILIES) >= set(EXPRESSES)
 
 
-@each_family
-@pytest.mark.parametrize("each", CASES, ids=str)
-class TestConvolution:
-    def test_full_rank_is_the_original(self, family: FactorizePass, each: Case) -> None:
-        check_full_rank(family, load(each.model()), input_of(each))
+def decomposed(name: str, each: Case) -> set[Hashable]:
+    """What a family meets in a case: its kernel, and each attribute as it is."""
+    attributes = ((key, str(value)) for key, value in each.attributes.items())
+    met = (each.op, each.kernel, each.group, each.channels, each.bias, *attributes)
+    return {(name, one) for one in met}
 
+
+class TestConvolution:
+    @thinned("name,each", itertools.product(FAMILIES, CASES), shows=decomposed)
+    def test_full_rank_is_the_original(self, name: str, each: Case) -> None:
+        """Which depends on the kernel; what its chain makes of attributes, the other test shows."""
+        check_full_rank(FAMILIES[name], load(each.model()), input_of(each))
+
+    @each_family
+    @pytest.mark.parametrize("each", CASES, ids=str)
     def test_any_factors_are_their_kernel(self, family: FactorizePass, each: Case) -> None:
         check_any_factors(family, load(each.model()), input_of(each))
 

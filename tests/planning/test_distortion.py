@@ -30,6 +30,7 @@ from onnxcp.planning.offer import Offer, anchors, ladder
 from onnxcp.profiling.inputs import session_inputs
 from onnxcp.profiling.machine import Machine
 from onnxcp.refit import RefitSettings, refit
+from tests.covering import thinned
 from tests.networks import Array, noise, run
 
 MACHINE = Machine(intra_op_num_threads=1)
@@ -278,8 +279,12 @@ class TestOfOutputs:
             for offer in small(each, found[site])[::4]:
                 assert 1 / 3 < found[site].error(offer) / relative(model, fitted(model, offer)) < 3
 
-    @pytest.mark.parametrize("place", [0.0, 0.5, 0.99])
-    @both
+    @thinned(
+        "model,place",
+        itertools.product([PICTURE, CLASSIFIER], [0.0, 0.5, 0.99]),
+        shows=lambda model, place: {model.proto.graph.name, place},
+        ids=lambda model, place: f"{model.proto.graph.name}-{place}",
+    )
     def test_add_up_over_sites(self, model: Model, place: float) -> None:
         """So it is taken, and so it is, within three times."""
         ladders = ladders_of(model, sites="one two three")

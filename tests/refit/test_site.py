@@ -12,9 +12,8 @@ from onnxcp.factorize import Factorized
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.refit import Refit
-from tests.networks import (
-    only_site,
-)
+from tests.covering import thinned
+from tests.networks import only_site
 from tests.refits import (
     FAMILIES,
     SITES,
@@ -43,7 +42,14 @@ EXPRESSIBLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "family"), EXPRESSIBLE)
+def fitted_as(name: str, family: str) -> set[str]:
+    """Each site is fitted by some family, and each family to sites of every operator and type."""
+    proto = SITES[name]
+    (weight, *_), (node,) = proto.graph.initializer, proto.graph.node
+    return {name, f"{family} of {node.op_type}", f"{family} in {weight.data_type}"}
+
+
+@thinned("name,family", EXPRESSIBLE, shows=fitted_as)
 class TestOneSite:
     def test_is_closer_than_by_its_weights_alone(self, name: str, family: str) -> None:
         model, (choices, done) = Model(SITES[name]), one_site(name, family)
