@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ from onnx import helper, numpy_helper
 
 from onnxcp import Context, FactorizePass, Model, load
 from onnxcp.passes import find_pass
-from onnxcp.training import Training
+from onnxcp.training import Finetuned, Training
+from onnxcp.tuning import finetune
 from tests.cli.conftest import CLASSES, network, samples
 from tests.networks import noise
 
@@ -42,6 +45,13 @@ def with_idle_weights() -> Model:
     for name in ("idle", "spare"):
         proto.graph.initializer.append(numpy_helper.from_array(noise(3, 16, 1, 1), name))
     return model.with_proto(proto)
+
+
+@functools.cache
+def tuned(optimizer: str = QUICK.optimizer, augment: str = QUICK.augment) -> Finetuned:
+    """Return what comes of the student in a quick training: the same every time."""
+    settings = replace(QUICK, optimizer=optimizer, augment=augment)
+    return finetune(student(), teacher(), data(), settings)
 
 
 def data(count: int = 80, *, labelled: bool = False) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 from onnxcp.graph.model import load
 from onnxcp.tuning import finetune, to_torch
 from tests.networks import initializers
-from tests.tuning.students import QUICK, data, student, teacher, with_idle_weights
+from tests.tuning.students import QUICK, data, student, teacher, tuned, with_idle_weights
 
 PROGRAM = """
 import sys
@@ -105,7 +105,7 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     before, after = map(float, outputs[0].split())
     assert after < before
     # About what one process makes of the same batches: its sums are of another order.
-    alone = finetune(student(), teacher(), data(), QUICK)
+    alone = tuned()
     assert before == pytest.approx(alone.before.loss, rel=1e-5)
     assert after == pytest.approx(alone.after.loss, rel=0.2)
     start, found, trained = (initializers(each.proto) for each in (student(), one, alone.model))

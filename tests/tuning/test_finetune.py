@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from onnxcp.graph.origins import KEY
 from onnxcp.training import Training
 from onnxcp.tuning import finetune, from_torch, to_torch
 from onnxcp.tuning.recalibrate import recalibrate
+from tests.covering import thinned
 from tests.networks import difference, initializers, model_of, noise, run
-from tests.tuning.students import QUICK, data, rewritten, student, teacher, with_idle_weights
+from tests.tuning.students import QUICK, data, rewritten, student, teacher, tuned, with_idle_weights
 
 
 def image_network(*, size: int = 12) -> onnx.ModelProto:
@@ -66,7 +69,7 @@ def test_the_student_comes_closer_on_samples_that_it_never_saw() -> None:
 
 def test_only_tensors_change() -> None:
     model = student()
-    result = finetune(model, teacher(), data(), QUICK)
+    result = tuned()
     found = onnx.ModelProto()
     found.CopyFrom(result.model.proto)
     assert initializers(found).keys() == initializers(model.proto).keys()
@@ -76,8 +79,7 @@ def test_only_tensors_change() -> None:
 
 
 def test_the_scores_are_those_of_the_networks_in_onnx_runtime() -> None:
-    original, model = teacher(), student()
-    result = finetune(model, original, data(), QUICK)
+    original, model, result = teacher(), student(), tuned()
     from onnxcp.calibration.data import load_data
     from onnxcp.profiling.inputs import session_inputs
     from onnxcp.profiling.machine import Machine
@@ -160,7 +162,7 @@ def test_probabilities_are_compared_as_scores_are() -> None:
         proto.graph.node.append(helper.make_node("Softmax", ["scores"], ["y"], axis=1))
         return proto
 
-    plain = finetune(student(), teacher(), data(), QUICK)
+    plain = tuned()
     soft = finetune(load(softmaxed(student().proto)), softmaxed(teacher()), data(), QUICK)
     assert soft.before.agreement == plain.before.agreement
     assert soft.before.loss == pytest.approx(plain.before.loss, rel=1e-2)
@@ -168,7 +170,7 @@ def test_probabilities_are_compared_as_scores_are() -> None:
 
 
 def test_labels_take_part() -> None:
-    without = finetune(student(), teacher(), data(), QUICK)
+    without = tuned()
     labelled = finetune(
         student(), teacher(), data(labelled=True), replace(QUICK, label_weight=10.0)
     )
@@ -230,7 +232,7 @@ def test_without_a_note_all_weights_have_one_rate() -> None:
 
 
 def test_the_same_seed_gives_the_same_network() -> None:
-    one, other = (finetune(student(), teacher(), data(), QUICK) for _ in range(2))
+    one, other = tuned(), finetune(student(), teacher(), data(), QUICK)
     assert one.model.proto == other.model.proto
     third = finetune(student(), teacher(), data(), replace(QUICK, seed=1))
     assert third.model.proto != one.model.proto
@@ -417,20 +419,27 @@ class TestCheckpoints:
     def settings(self, path: Path, **changes: Any) -> Training:
         return replace(QUICK, checkpoint=path, checkpoint_seconds=0.0, **changes)
 
-    def test_a_training_that_is_over_stays_over(self, tmp_path: Path) -> None:
+    @pytest.fixture(scope="class")
+    def finished(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The checkpoint of a training that is over."""
+        path = tmp_path_factory.mktemp("finished") / "c"
+        finetune(student(), teacher(), data(), self.settings(path))
+        return path
+
+    def test_a_training_that_is_over_stays_over(self, tmp_path: Path, finished: Path) -> None:
         settings = self.settings(tmp_path / "c")
-        done = finetune(student(), teacher(), data(), settings)
+        done = tuned()
+        shutil.copy(finished, settings.checkpoint)
         again = finetune(student(), teacher(), data(), replace(settings, resume=True))
         assert again.model.proto == done.model.proto
         assert again.epochs == done.epochs
 
-    @pytest.mark.parametrize("stop", [1, 4, 5, 6, 9])
-    @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+    @thinned("stop,optimizer", itertools.product([1, 4, 5, 6, 9], ["adamw", "sgd"]))
     def test_going_on_ends_as_if_never_interrupted(
         self, tmp_path: Path, stop: int, optimizer: str
     ) -> None:
         settings = self.settings(tmp_path / "c", augment="flip", optimizer=optimizer)
-        whole = finetune(student(), teacher(), data(), replace(settings, checkpoint=None))
+        whole = tuned(optimizer, augment="flip")
         count = 0
 
         def progress(what: str, done: int, total: int) -> None:
@@ -456,16 +465,13 @@ class TestCheckpoints:
         ("what", "change"),
         [("rate", {"rate": 1e-5}), ("seed", {"seed": 7}), ("epochs", {"epochs": 5})],
     )
-    def test_of_other_settings(self, tmp_path: Path, what: str, change: dict[str, Any]) -> None:
-        settings = self.settings(tmp_path / "c")
-        finetune(student(), teacher(), data(), settings)
+    def test_of_other_settings(self, finished: Path, what: str, change: dict[str, Any]) -> None:
+        settings = self.settings(finished)
         with pytest.raises(DataError, match=f"is of another run: of another {what};"):
             finetune(student(), teacher(), data(), replace(settings, resume=True, **change))
 
-    def test_of_another_model_or_teacher_or_other_data(self, tmp_path: Path) -> None:
-        settings = self.settings(tmp_path / "c")
-        finetune(student(), teacher(), data(), settings)
-        again = replace(settings, resume=True)
+    def test_of_another_model_or_teacher_or_other_data(self, finished: Path) -> None:
+        again = self.settings(finished, resume=True)
         with pytest.raises(DataError, match="another model"):
             finetune(rewritten(teacher(), rank=2), teacher(), data(), again)
         with pytest.raises(DataError, match="another teacher"):
