@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
+# Two processes of one thread each, which leave each other a core; the tests of a file share what
+# they set up, and so stay in one of them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: demo test lint bench nightly clean
 .DEFAULT_GOAL := demo
 
@@ -10,7 +14,7 @@ demo: $(VENV)/run.stamp
 	$(BIN)/onnxcp demo
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not nightly"
+	$(PYTEST) -m "not nightly"
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -23,7 +27,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.decompose
 
 nightly: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m nightly
+	$(PYTEST) -m nightly
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onnxcp needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
