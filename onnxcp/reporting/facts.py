@@ -233,7 +233,7 @@ def _planned_notes(planned: Planned, result: Optimized | None = None) -> list[st
 
 
 def _shortfall(planned: Planned) -> list[str]:
-    return [each for each in (planned.shortfall, planned.cache_problem) if each]
+    return [each for each in (planned.shortfall, planned.preset, planned.cache_problem) if each]
 
 
 def _refit_notes(result: Optimized, passes_refit: bool) -> list[str]:
@@ -311,7 +311,7 @@ def _site_line(decision: Decision) -> SiteLine:
     return SiteLine(
         name=site.name,
         kernel=kernel_text(site),
-        decision=f"{option.family.name}, rank {ranks}",
+        decision=f"{option.family.name}, rank {ranks}{plans.cosine_text(option.cosine)}",
         changed=True,
         macs_kept=kept,
         weight_error=result.error,

@@ -1,0 +1,386 @@
+"""The preset ``cosine-svd``: forms and ranks by similarity, layers by what the network loses.
+
+Zhang, Liu & Weng, "SVD compression without fine-tuning by cosine similarity" (J. Real-Time Image
+Processing 20(4):64, 2023), as far as its abstract tells: for each layer the form and the rank by
+cosine similarity (`onnxcp.planning.cosine`), then which layers are decomposed at all under a limit
+on what the network loses (`onnxcp.planning.strategy`). Nothing is trained. Networks are tried with
+factors of the weights; what is accepted is then refitted in closed form as any other plan, if there
+are data and the settings ask for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from onnxcp.errors import OnnxcpError
+from onnxcp.factorize import Factors
+from onnxcp.graph.chain import Chain, site_macs
+from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.site import Site, find_sites
+from onnxcp.graph.splice import splice
+from onnxcp.graph.summary import summarize
+from onnxcp.planned import Planned, decided, plan_of, score_for
+from onnxcp.planning.cosine import (
+    FAMILIES,
+    LEVELS,
+    NAME,
+    Compared,
+    CosineSvd,
+    Cut,
+    Form,
+    form_of_weights,
+    worthwhile,
+)
+from onnxcp.planning.goal import Goal
+from onnxcp.planning.menu import Menu
+from onnxcp.planning.option import Decision
+from onnxcp.planning.plan import Plan
+from onnxcp.planning.planner import Forecast
+from onnxcp.planning.responses import forms_of_responses
+from onnxcp.planning.search import Round
+from onnxcp.planning.strategy import accept
+from onnxcp.planning.survey import Surveyed
+from onnxcp.profiling.compare import Batch
+from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
+from onnxcp.verification import batch_size
+
+Chosen = Mapping[Site, Cut]
+
+_TRIALS = 100  # of networks at most
+_SAMPLES = 256  # whose responses are compared
+_BATCH = 32
+_NOWHERE = Forecast(math.nan, math.nan, math.nan, math.nan)  # nothing is expected of a trial
+_STEPS = 40  # of a bisection between cosines of 0 and 1
+
+
+def by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Rewrite, Planned]:
+    """Choose by similarity what keeps to a goal, build it, and refit it if that is to be done."""
+    bare, compared = _compared(work, preset)
+    trials = _Trials(work, bare, goal, compared)
+    chosen, refused, shortfall = _chosen(trials, preset, goal)
+    if trials.ended:
+        shortfall = f"The search ended after {_TRIALS} trials; more might be saved."
+    rewrite = replace(bare, decisions=_decisions(work, bare, compared, chosen, refused, goal))
+    rewrite = _settled(work, rewrite, trials)
+    rounds = trials.told(chosen, rewrite)
+    return rewrite, _planned(work, preset, goal, compared, rounds, shortfall)
+
+
+def outlined_by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Plan, Planned]:
+    """Choose by similarity alone, and time each site; no network is built."""
+    bare, compared = _compared(work, preset)
+    trials = _Trials(work, bare, goal, compared)
+    chosen, refused, shortfall = _chosen(trials, preset, goal)
+    rewrite = replace(bare, decisions=_decisions(work, bare, compared, chosen, refused, goal))
+    rounds = trials.told(chosen, None)
+    planned = _planned(work, preset, goal, compared, rounds, shortfall)
+    return plan_of(work, rewrite, planned, None, wanted(preset, goal)), planned
+
+
+def wanted(preset: CosineSvd, goal: Goal) -> str:
+    """Return what is asked for, in words."""
+    return f"{preset}, {goal}" if is_limited(preset, goal) or _share(goal) else str(preset)
+
+
+def is_limited(preset: CosineSvd, goal: Goal) -> bool:
+    """Tell whether networks have to be tried: not where a cosine or a share says it all."""
+    if _share(goal) is not None:
+        return False
+    return preset.cosine is None or goal != Goal()
+
+
+def _compared(work: Work, preset: CosineSvd) -> tuple[Rewrite, list[Compared]]:
+    """Find the forms of all sites, and how similar they are at which rank."""
+    prepared, records = fold(work.original)
+    sites, refusals = find_sites(prepared)
+    offered = _menu(work)
+    bare = Rewrite(prepared, None, (), tuple(refusals), records)
+    found: dict[Site, Compared] = {}
+    cuttable = {}
+    for site in sites:
+        shape = work.shapes.get(site.input)
+        macs = None if shape is None else site_macs(site, shape)
+        refusal = offered.refusal(site, macs, 0)  # no share of the multiply-adds is too small here
+        found[site] = Compared(site, shape, macs, reasons=() if refusal is None else (refusal,))
+        if refusal is not None or shape is None or macs is None:
+            continue
+        looks = {
+            family: worthwhile(site, family, shape, macs, offered.round_to)
+            for family in offered.families
+        }
+        reasons = tuple(each for each in looks.values() if isinstance(each, Refusal))
+        found[site] = replace(found[site], reasons=reasons)
+        cuttable[site] = [(f, each) for f, each in looks.items() if not isinstance(each, Refusal)]
+    forms: dict[Site, tuple[Form, ...]] = {}
+    if preset.of_responses(data=work.calibration is not None):
+        forms = forms_of_responses(
+            prepared,
+            {site: each for site, each in cuttable.items() if each},
+            _batches(work),
+            work.settings.machine,
+            memory_limit=work.settings.refit.memory_limit,
+            progress=work.progress,
+        )
+    for done, (site, looks) in enumerate(cuttable.items()):
+        if site not in forms:
+            work.progress(f"{site.name}: singular values", done, len(cuttable))
+            forms[site] = tuple(form_of_weights(site, *each) for each in looks)
+        found[site] = replace(found[site], forms=forms[site])
+    return bare, list(found.values())
+
+
+def _menu(work: Work) -> Menu:
+    """Return the families that an SVD makes, and the sites that are wanted."""
+    settings = work.settings
+    installed = families()
+    names = settings.families or tuple(each for each in FAMILIES if each in installed)
+    # Without a multiple, ranks are what the rule says: the preset is about parameters.
+    ruled = replace(settings, families=names, round_to=settings.round_to or 1)
+    offered = menu(ruled, work.cache, searching=True)
+    for family in offered.families:
+        if not family.nested:
+            known = ", ".join(name for name, each in installed.items() if each.nested)
+            raise OnnxcpError(
+                f"{NAME} cannot choose ranks of {family.name} by one SVD; it can of: {known}."
+            )
+    return offered
+
+
+def _batches(work: Work) -> list[Batch]:
+    """Return batches of the samples whose responses are compared."""
+    assert work.calibration is not None
+    found: list[Batch] = []
+    count = 0
+    for batch in work.calibration.batches(max(batch_size(work.feeds), _BATCH)):
+        found.append(batch)
+        count += batch_size(batch)
+        if count >= _SAMPLES:
+            break
+    return found
+
+
+def _chosen(
+    trials: _Trials, preset: CosineSvd, goal: Goal
+) -> tuple[Chosen, Mapping[Site, Cut], str]:
+    """Return what sites become, what was refused, and a sentence where a goal is out of reach."""
+    if _share(goal) is not None:
+        return _for_share(trials, preset, goal)
+    levels = LEVELS if preset.cosine is None else (preset.cosine,)
+    choices = [_level(trials.compared, each, preset.fewest) for each in levels]
+    if not is_limited(preset, goal):
+        return choices[0], {}, ""
+    accepted, refused = accept(choices, trials)
+    lost = refused and not accepted
+    short = f"No layer can be decomposed at all within the goal: {goal}." if lost else ""
+    return accepted, refused, short
+
+
+def _level(compared: Iterable[Compared], cosine: float, fewest: str) -> dict[Site, Cut]:
+    """Return the cut of every site at a cosine; those come first that save most."""
+    cuts = [(each, each.cut(cosine, fewest)) for each in compared]
+    worth = [(each, cut) for each, cut in cuts if cut is not None]
+    worth.sort(key=lambda pair: -pair[0].saving(pair[1], fewest))
+    return {each.site: cut for each, cut in worth}
+
+
+def _share(goal: Goal) -> tuple[str, float] | None:
+    """Return what a goal wants few of, and how much of it may be left."""
+    if goal.parameters is not None:
+        return "parameters", goal.parameters
+    return None if goal.macs is None else ("macs", goal.macs)
+
+
+def _for_share(
+    trials: _Trials, preset: CosineSvd, goal: Goal
+) -> tuple[Chosen, Mapping[Site, Cut], str]:
+    """Return the choice of the highest cosine, the same for all sites, that comes to a share."""
+    share = _share(goal)
+    assert share is not None
+    what, most = share
+
+    def fits(chosen: Chosen) -> bool:
+        left = trials.left(chosen)[what]
+        return left is not None and left <= most
+
+    low, high = 0.0, 1.0
+    best = _level(trials.compared, low, preset.fewest)
+    if not fits(best):
+        left = trials.left(best)[what]
+        closest = "" if left is None else f"; the least is {100 * left:.3g} %"
+        return best, {}, f"No cosine brings it to {goal}{closest}."
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        chosen = _level(trials.compared, middle, preset.fewest)
+        if fits(chosen):
+            low, best = middle, chosen
+        else:
+            high = middle
+    return best, {}, ""
+
+
+class _Trials:
+    """Tries choices in the network, each once, and remembers what came of them.
+
+    Attributes
+    ----------
+    compared
+        The sites and their forms.
+    ended
+        Whether there were so many trials that no more was tried.
+    """
+
+    def __init__(self, work: Work, bare: Rewrite, goal: Goal, compared: Sequence[Compared]) -> None:
+        self.compared = compared
+        self.ended = False
+        self._work = work
+        self._bare = bare
+        self._goal = goal
+        self._rounds: dict[frozenset[Cut], tuple[bool, Round]] = {}
+        self._factors: dict[tuple[Site, str], Factors] = {}
+        whole = summarize(work.original, work.shapes)
+        self._sizes = {
+            "parameters": summarize(bare.prepared, work.shapes).parameters,
+            "macs": whole.macs,
+        }
+
+    def __call__(self, chosen: Chosen) -> bool:
+        """Tell whether a choice is within the goal."""
+        if not chosen:
+            return True
+        key = frozenset(chosen.values())
+        if key not in self._rounds:
+            if len(self._rounds) >= _TRIALS:
+                self.ended = True
+                return False
+            self._work.progress("trying a network", len(self._rounds), _TRIALS)
+            self._rounds[key] = self._tried(chosen)
+        return self._rounds[key][0]
+
+    def within(self, rewrite: Rewrite) -> tuple[bool, float | None]:
+        """Tell whether a network is within the goal, and what it scored."""
+        goal, work = self._goal, self._work
+        if not goal.scored:
+            assert goal.error is not None, "shares need no trials"
+            return rewrite.error <= goal.error, None
+        score = score_for(goal, work, rewrite)
+        return score is not None and score >= goal.least(work.baseline), score
+
+    def left(self, chosen: Chosen) -> dict[str, float | None]:
+        """Return the shares of the parameters and multiply-adds that a choice leaves."""
+        saved = {
+            what: sum(
+                each.saving(chosen[each.site], what)
+                for each in self.compared
+                if each.site in chosen
+            )
+            for what in self._sizes
+        }
+        return {
+            what: 1 - saved[what] / whole if whole else None for what, whole in self._sizes.items()
+        }
+
+    def told(self, chosen: Chosen, rewrite: Rewrite | None) -> tuple[Round, ...]:
+        """Return the trials, the one that was taken marked; where there were none, that alone.
+
+        Parameters
+        ----------
+        chosen
+            What was taken.
+        rewrite
+            The network that came of it, refitted; None if none was built.
+        """
+        if not chosen:
+            return tuple(done for _, done in self._rounds.values())
+        key = frozenset(chosen.values())
+        taken = self._rounds[key][1] if key in self._rounds else self._round(chosen)
+        if rewrite is not None:
+            taken = replace(taken, error=rewrite.error)
+            if self._goal.scored and rewrite.unfitted:
+                taken = replace(taken, score=self.within(rewrite)[1])
+        taken = replace(taken, kept=True)
+        others = [done for each, (_, done) in self._rounds.items() if each != key]
+        return (*others, taken)
+
+    def _tried(self, chosen: Chosen) -> tuple[bool, Round]:
+        rewrite = replace(self._bare, model=splice(self._bare.prepared, self._chains(chosen)))
+        assert rewrite.model is not None
+        round_ = self._round(chosen)
+        if self._goal.max_accuracy_drop is None:
+            rewrite = replace(rewrite, differences=self._work.differences(rewrite.model))
+            round_ = replace(round_, error=rewrite.error)
+        good, score = self.within(rewrite)
+        return good, replace(round_, score=score)
+
+    def _round(self, chosen: Chosen) -> Round:
+        return Round(len(chosen), _NOWHERE, **self.left(chosen))
+
+    def _chains(self, chosen: Chosen) -> dict[Site, tuple[str, Chain]]:
+        """Return the chains of a choice: of a site and a form there is one SVD for all ranks."""
+        chains = {}
+        for site, cut in chosen.items():
+            family, (rank,) = cut.offer.family, cut.offer.ranks
+            key = site, family.name
+            if key not in self._factors or len(self._factors[key][0]) < rank * site.group:
+                self._factors[key] = family.factorize(site, (rank,))
+            factors = family.truncated(site, self._factors[key], rank)
+            chains[site] = family.name, replace(family.lower(site, factors), ranks=(rank,))
+        return chains
+
+
+def _decisions(
+    work: Work,
+    bare: Rewrite,
+    compared: Sequence[Compared],
+    chosen: Chosen,
+    refused: Mapping[Site, Cut],
+    goal: Goal,
+) -> tuple[Decision, ...]:
+    """Decompose and time what is chosen, and say why the others stay."""
+    kept = {each.site: _why(each, refused.get(each.site), work, goal) for each in compared}
+    taken = {site: (cut.offer.family, cut.offer.ranks, cut.cosine) for site, cut in chosen.items()}
+    return decided(work, bare.prepared, [each.site for each in compared], taken, kept)
+
+
+def _why(each: Compared, refused: Cut | None, work: Work, goal: Goal) -> tuple[Refusal, ...]:
+    """Return why a site stays as it is."""
+    if refused is not None:
+        detail = f"with {refused} the network misses the goal: {goal}"
+        return (*each.reasons, Refusal(each.site.name, Reason.INACCURATE, detail))
+    if not each.forms:
+        return each.reasons
+    assert work.settings.preset is not None
+    cosine = work.settings.preset.cosine
+    return (*each.reasons, each.refusal(LEVELS[-1] if cosine is None else cosine))
+
+
+def _settled(work: Work, rewrite: Rewrite, trials: _Trials) -> Rewrite:
+    """Build and refit; a refit that takes the network out of what the goal allows is given up."""
+    fitted = settled(work, rewrite)
+    preset, goal = work.settings.preset, work.settings.goal
+    assert preset is not None
+    if fitted.model is None or work.fits is None or not is_limited(preset, goal):
+        return fitted
+    if trials.within(fitted)[0]:
+        return fitted
+    plain = settled(replace(work, calibration=None), rewrite)
+    return replace(plain, unfitted=plain.differences)
+
+
+def _planned(
+    work: Work,
+    preset: CosineSvd,
+    goal: Goal,
+    compared: Sequence[Compared],
+    rounds: tuple[Round, ...],
+    shortfall: str,
+) -> Planned:
+    sites = tuple(Surveyed(each.site, each.macs, reasons=each.reasons) for each in compared)
+    how = "what comes out of layers, behind their activations"
+    if not preset.of_responses(data=work.calibration is not None):
+        how = "weights"
+    return Planned(goal, rounds, shortfall, sites, work.cache.problem, PRESET.format(how))
+
+
+PRESET = "Forms and ranks were chosen by the cosine similarity of {}."
