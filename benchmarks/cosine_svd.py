@@ -209,6 +209,7 @@ class Judge:
         self._factors: dict[tuple[Site, str], Any] = {}
 
     def __call__(self, chosen: Chosen) -> bool:
+        """Tell whether a choice agrees enough."""
         return self.agreement(chosen) >= self._least
 
     def agreement(self, chosen: Chosen) -> float:

@@ -123,10 +123,10 @@ def _compared(work: Work, preset: CosineSvd) -> tuple[Rewrite, list[Compared]]:
             memory_limit=work.settings.refit.memory_limit,
             progress=work.progress,
         )
-    for done, (site, looks) in enumerate(cuttable.items()):
+    for done, (site, worth) in enumerate(cuttable.items()):
         if site not in forms:
             work.progress(f"{site.name}: singular values", done, len(cuttable))
-            forms[site] = tuple(form_of_weights(site, *each) for each in looks)
+            forms[site] = tuple(form_of_weights(site, *each) for each in worth)
         found[site] = replace(found[site], forms=forms[site])
     return bare, list(found.values())
 
@@ -314,7 +314,8 @@ class _Trials:
         return good, replace(round_, score=score)
 
     def _round(self, chosen: Chosen) -> Round:
-        return Round(len(chosen), _NOWHERE, **self.left(chosen))
+        left = self.left(chosen)
+        return Round(len(chosen), _NOWHERE, parameters=left["parameters"], macs=left["macs"])
 
     def _chains(self, chosen: Chosen) -> dict[Site, tuple[str, Chain]]:
         """Return the chains of a choice: of a site and a form there is one SVD for all ranks."""

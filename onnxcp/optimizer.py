@@ -161,14 +161,14 @@ def optimize(
     trains = _trains(work, training_data, told)
     rewrite, planned = _rewritten(work)
     verification = _verified(work, rewrite)
-    told = _smaller(work, rewrite, verification)
+    smaller = _smaller(work, rewrite, verification)
     while verification is not None and not verification.trial.faster and not _broken(verification):
         fewer = _doubted(work, rewrite)
         if fewer is None:
             break
         rewrite = fewer
-        planned = None if planned is None else planned.given_back(told)
-        told = ""
+        planned = None if planned is None else planned.given_back(smaller)
+        smaller = ""
         verification = _verified(work, rewrite)
     finetuned = None
     if trains is not None and verification is not None and _worth(verification):
@@ -206,8 +206,8 @@ def optimize(
     if _broken(verification):
         return replace(result, verdict=BROKEN)
     if not verification.trial.faster:
-        smaller = f"{_size(result.before, after)}. " if settings.preset else ""
-        return replace(result, verdict=f"{smaller}{SLOWER} ({verification.trial})")
+        size = f"{_size(result.before, after)}. " if settings.preset else ""
+        return replace(result, verdict=f"{size}{SLOWER} ({verification.trial})")
     return replace(
         result, model=rewrite.model, improved=True, verdict=f"{FASTER}: {verification.trial}"
     )

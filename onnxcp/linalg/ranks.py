@@ -204,7 +204,7 @@ def weight_cosines(spectrum: ArrayLike) -> NDArray[np.float64]:
     tails = _tails(spectrum)
     if tails[0] == 0:
         return np.ones(len(tails) - 1)
-    return np.sqrt(np.maximum(1 - tails[1:] / tails[0], 0.0))
+    return np.asarray(np.sqrt(np.maximum(1 - tails[1:] / tails[0], 0.0)))
 
 
 def response_cosines(wanted: ArrayLike, made: Iterable[ArrayLike]) -> NDArray[np.float64]:
@@ -239,7 +239,7 @@ def response_cosines(wanted: ArrayLike, made: Iterable[ArrayLike]) -> NDArray[np
         product = norm * float(np.linalg.norm(response))
         same = 1.0 if norm == 0 and not response.any() else 0.0
         found.append(float(np.vdot(given, response)) / product if product else same)
-    return np.clip(np.array(found), -1, 1)
+    return np.asarray(np.clip(np.array(found), -1, 1))
 
 
 def round_rank(rank: int, multiple: int, full: int, *, up: bool = False) -> int:

@@ -295,7 +295,7 @@ def _halves(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
 def _energies(matrix: Matrix) -> NDArray[np.float64]:
     wide = matrix if matrix.shape[1] >= matrix.shape[0] else matrix.T
     values = scipy.linalg.eigh(wide @ wide.T, eigvals_only=True, check_finite=False)
-    return np.maximum(values[::-1], 0.0)
+    return np.asarray(np.maximum(values[::-1], 0.0))
 
 
 def _spectrum(matrix: Matrix) -> NDArray[np.float64]:
