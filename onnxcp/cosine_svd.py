@@ -21,7 +21,7 @@ from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
 from onnxcp.graph.summary import summarize
-from onnxcp.planned import Planned, decided, plan_of, score_for
+from onnxcp.planned import Builder, Planned, decided, head_of, row_of, score_for, seconds_of
 from onnxcp.planning.cosine import (
     FAMILIES,
     LEVELS,
@@ -34,10 +34,11 @@ from onnxcp.planning.cosine import (
     worthwhile,
 )
 from onnxcp.planning.goal import Goal
+from onnxcp.planning.latency import SiteBench, timing_of
 from onnxcp.planning.menu import Menu
-from onnxcp.planning.option import Decision
+from onnxcp.planning.option import Option
 from onnxcp.planning.plan import Plan
-from onnxcp.planning.planner import Forecast
+from onnxcp.planning.planner import Choice, Forecast
 from onnxcp.planning.responses import forms_of_responses
 from onnxcp.planning.search import Round
 from onnxcp.planning.strategy import accept
@@ -52,6 +53,7 @@ _TRIALS = 100  # of networks at most
 _SAMPLES = 256  # whose responses are compared
 _BATCH = 32
 _NOWHERE = Forecast(math.nan, math.nan, math.nan, math.nan)  # nothing is expected of a trial
+_PRESET = "Forms and ranks were chosen by the cosine similarity of {}."
 _STEPS = 40  # of a bisection between cosines of 0 and 1
 
 
@@ -62,21 +64,43 @@ def by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Rewrite, Plann
     chosen, refused, shortfall = _chosen(trials, preset, goal)
     if trials.ended:
         shortfall = f"The search ended after {_TRIALS} trials; more might be saved."
-    rewrite = replace(bare, decisions=_decisions(work, bare, compared, chosen, refused, goal))
-    rewrite = _settled(work, rewrite, trials)
+    kept = {each.site: _why(each, refused.get(each.site), work, goal) for each in compared}
+    taken = {site: (cut.offer.family, cut.offer.ranks, cut.cosine) for site, cut in chosen.items()}
+    decisions = decided(work, bare.prepared, [each.site for each in compared], taken, kept)
+    rewrite, given_up = _settled(work, replace(bare, decisions=decisions), trials)
     rounds = trials.told(chosen, rewrite)
-    return rewrite, _planned(work, preset, goal, compared, rounds, shortfall)
+    return rewrite, _planned(work, preset, goal, compared, rounds, f"{shortfall} {given_up}")
 
 
 def outlined_by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Plan, Planned]:
-    """Choose by similarity alone, and time each site; no network is built."""
+    """Choose by similarity alone, and time it with random weights; nothing is built."""
     bare, compared = _compared(work, preset)
     trials = _Trials(work, bare, goal, compared)
     chosen, refused, shortfall = _chosen(trials, preset, goal)
-    rewrite = replace(bare, decisions=_decisions(work, bare, compared, chosen, refused, goal))
+    options = {site: _timed(work, bare, cut) for site, cut in chosen.items()}
     rounds = trials.told(chosen, None)
+    if chosen:
+        builder = Builder(work, bare, goal, seconds_of(work))
+        trial = builder.time(Choice(options))
+        before, after = trial.a.median, trial.b.median
+        expected = Forecast(before, after, math.nan, math.nan)
+        rounds = (replace(rounds[0], forecast=expected, before=before, after=after),)
     planned = _planned(work, preset, goal, compared, rounds, shortfall)
-    return plan_of(work, rewrite, planned, None, wanted(preset, goal)), planned
+    rows = tuple(
+        row_of(each.site, options.get(each.site), _why(each, refused.get(each.site), work, goal))
+        for each in compared
+    )
+    return Plan(**head_of(work, wanted(preset, goal), planned.kept), sites=rows), planned
+
+
+def _timed(work: Work, bare: Rewrite, cut: Cut) -> Option:
+    """Time what a site becomes, alone."""
+    offer = cut.offer
+    work.progress(f"{offer.site.name}: timing", 0, 1)
+    shape = work.shapes[offer.site.input]
+    bench = SiteBench(bare.prepared, offer.site, shape, work.settings.machine)
+    timing = timing_of(*bench.trials([offer.sketch]))
+    return Option(offer.site, offer.family, offer.ranks, offer.macs, timing, cosine=cut.cosine)
 
 
 def wanted(preset: CosineSvd, goal: Goal) -> str:
@@ -330,20 +354,6 @@ class _Trials:
         return chains
 
 
-def _decisions(
-    work: Work,
-    bare: Rewrite,
-    compared: Sequence[Compared],
-    chosen: Chosen,
-    refused: Mapping[Site, Cut],
-    goal: Goal,
-) -> tuple[Decision, ...]:
-    """Decompose and time what is chosen, and say why the others stay."""
-    kept = {each.site: _why(each, refused.get(each.site), work, goal) for each in compared}
-    taken = {site: (cut.offer.family, cut.offer.ranks, cut.cosine) for site, cut in chosen.items()}
-    return decided(work, bare.prepared, [each.site for each in compared], taken, kept)
-
-
 def _why(each: Compared, refused: Cut | None, work: Work, goal: Goal) -> tuple[Refusal, ...]:
     """Return why a site stays as it is."""
     if refused is not None:
@@ -356,17 +366,17 @@ def _why(each: Compared, refused: Cut | None, work: Work, goal: Goal) -> tuple[R
     return (*each.reasons, each.refusal(LEVELS[-1] if cosine is None else cosine))
 
 
-def _settled(work: Work, rewrite: Rewrite, trials: _Trials) -> Rewrite:
-    """Build and refit; a refit that takes the network out of what the goal allows is given up."""
+def _settled(work: Work, rewrite: Rewrite, trials: _Trials) -> tuple[Rewrite, str]:
+    """Build and refit, and say so where that left what the goal allows and was given up."""
     fitted = settled(work, rewrite)
     preset, goal = work.settings.preset, work.settings.goal
     assert preset is not None
-    if fitted.model is None or work.fits is None or not is_limited(preset, goal):
-        return fitted
+    if fitted.model is None or not fitted.unfitted or not is_limited(preset, goal):
+        return fitted, ""
     if trials.within(fitted)[0]:
-        return fitted
+        return fitted, ""
     plain = settled(replace(work, calibration=None), rewrite)
-    return replace(plain, unfitted=plain.differences)
+    return plain, f"A refit took the network out of what the goal allows, and was given up: {goal}."
 
 
 def _planned(
@@ -381,7 +391,4 @@ def _planned(
     how = "what comes out of layers, behind their activations"
     if not preset.of_responses(data=work.calibration is not None):
         how = "weights"
-    return Planned(goal, rounds, shortfall, sites, work.cache.problem, PRESET.format(how))
-
-
-PRESET = "Forms and ranks were chosen by the cosine similarity of {}."
+    return Planned(goal, rounds, shortfall.strip(), sites, work.cache.problem, _PRESET.format(how))

@@ -102,7 +102,7 @@ class Planned:
 def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
     """Plan for the whole network, build what was planned, measure, correct, and plan again."""
     bare, planner = _prepared(work)
-    found = search(planner, goal, _Workshop(work, bare, goal, planner.seconds), work.baseline)
+    found = search(planner, goal, Builder(work, bare, goal, planner.seconds), work.baseline)
     problem = work.cache.problem
     planned = Planned(goal, found.rounds, found.shortfall, planner.sites, problem)
     if found.attempt is not None:
@@ -114,14 +114,14 @@ def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
 def outlined(work: Work, goal: Goal) -> tuple[Plan, Planned]:
     """Plan for the whole network and time the plan, but build nothing."""
     bare, planner = _prepared(work)
-    choice, rounds, shortfall = outline(planner, goal, _Workshop(work, bare, goal, planner.seconds))
+    choice, rounds, shortfall = outline(planner, goal, Builder(work, bare, goal, planner.seconds))
     planned = Planned(goal, rounds, shortfall, planner.sites, work.cache.problem)
     rows = []
     for each in planner.sites:
         option = choice.options.get(each.site)
         refusals = () if option is not None else _decision(each).refusals
-        rows.append(_row(each.site, option, refusals))
-    return Plan(**_head(work, str(goal), planned.kept), sites=tuple(rows)), planned
+        rows.append(row_of(each.site, option, refusals))
+    return Plan(**head_of(work, str(goal), planned.kept), sites=tuple(rows)), planned
 
 
 def by_plan(work: Work, plan: Plan) -> Rewrite:
@@ -227,11 +227,11 @@ def plan_of(
     if verification is not None:
         measured = _numbers(verification.trial.a.median, verification.trial.b.median, rewrite.error)
     kept = None if planned is None else planned.kept
-    rows = tuple(_row(each.site, each.option, each.refusals) for each in rewrite.decisions)
-    return Plan(**_head(work, goal, kept), measured=measured, sites=rows)
+    rows = tuple(row_of(each.site, each.option, each.refusals) for each in rewrite.decisions)
+    return Plan(**head_of(work, goal, kept), measured=measured, sites=rows)
 
 
-def _head(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
+def head_of(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
     """Return what a plan says ahead of its rows."""
     place = describe(work.settings.machine)
     forecast = None if kept is None or math.isnan(kept.forecast.after) else kept.forecast
@@ -259,7 +259,8 @@ def _numbers(before: float, after: float, error: float) -> Numbers:
     return Numbers(before_ms=1e3 * before, after_ms=1e3 * after, error=known)
 
 
-def _row(site: Site, option: Option | None, refusals: Sequence[Refusal]) -> Row:
+def row_of(site: Site, option: Option | None, refusals: Sequence[Refusal]) -> Row:
+    """Return the row of what a site becomes, or why it stays."""
     if option is None:
         refusal = main_refusal(refusals)
         keep = "no family was offered" if refusal is None else refusal.detail
@@ -285,14 +286,14 @@ def _prepared(work: Work) -> tuple[Rewrite, Planner]:
     if not sites:
         return bare, Planner((), 1.0)
     work.progress("timing the network", 0, 1)
-    seconds = _seconds(work)
+    seconds = seconds_of(work)
     surveyed = _surveyed(work, bare, sites, seconds)
     macs = summarize(work.original, work.shapes).macs  # folding changes none, but names of tensors
     parameters = summarize(prepared, work.shapes).parameters
     return bare, Planner(surveyed, seconds, macs=macs, parameters=parameters)
 
 
-class _Workshop:
+class Builder:
     """Times choices with random weights, since time does not depend on them, and builds them."""
 
     def __init__(self, work: Work, bare: Rewrite, goal: Goal, seconds: float) -> None:
@@ -463,7 +464,7 @@ def _samples(work: Work, seconds: float) -> list[Batch]:
     return found
 
 
-def _seconds(work: Work) -> float:
+def seconds_of(work: Work) -> float:
     """Time the original by itself."""
     # The first plan rests on it, and has no other network to be compared with: what disturbs a run
     # only adds to it. Later plans rest on paired medians.

@@ -152,7 +152,7 @@ def notes(
     if seen is None:
         return [] if planned is None else _shortfall(planned)
     said = [] if planned is None else _planned_notes(planned, result)
-    if result.data_is_random and planned is None:
+    if result.data_is_random and (planned is None or planned.preset):
         said.append("Outputs were compared on random inputs, for want of data.")
     elif result.data_is_random:
         said.append(
@@ -193,7 +193,9 @@ def plan_notes(planned: Planned, *, from_data: bool) -> list[str]:
         Whether errors were looked at on the user's samples.
     """
     said = _planned_notes(planned)
-    if not from_data:
+    if planned.preset:
+        said.append("What it does to the outputs and to accuracy is unknown before it is built.")
+    elif not from_data:
         said.append(
             "Errors are expected from weights and random inputs alone, for want of data; what it "
             "does to accuracy is unknown."

@@ -168,14 +168,18 @@ def _expected_and_found(first: str, lines: Sequence[plans.RoundLine]) -> Table:
     )
     columns = [f"{first}=", "sites>"]
     if counted:  # by size, and not by what time was expected
-        columns += ["parameters\nleft>", "MACs\nleft>", "error\nfound>"]
+        columns += ["parameters\nleft>", "MACs\nleft>", "speed-up\nmeasured>", "error\nfound>"]
     else:
         columns += ["speed-up\nexpected>", "speed-up\nmeasured>"]
         columns += ["error\nexpected>", "error\nfound>"]
     table = _table(*columns, *(["score>"] if scored else []), *(["="] if remarked else []))
     for line in lines:
         cells = [line.label, line.sites]
-        cells += [*line.left, line.error[1]] if counted else [*line.speedup, *line.error]
+        cells += (
+            [*line.left, line.speedup[1], line.error[1]]
+            if counted
+            else [*line.speedup, *line.error]
+        )
         cells += [line.score or units.NONE] if scored else []
         cells += [line.remark] if remarked else []
         table.add_row(*cells, style="bold" if line.strong else "")
