@@ -15,13 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from onnxcp.errors import OnnxcpError
-from onnxcp.factorize import Factors
-from onnxcp.graph.chain import Chain, site_macs
+from onnxcp.graph.chain import site_macs
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
-from onnxcp.graph.splice import splice
-from onnxcp.graph.summary import summarize
-from onnxcp.planned import Builder, Planned, decided, head_of, row_of, score_for, seconds_of
+from onnxcp.planned import Builder, Planned, decided, head_of, row_of, seconds_of
 from onnxcp.planning.cosine import (
     FAMILIES,
     LEVELS,
@@ -45,14 +42,11 @@ from onnxcp.planning.strategy import accept
 from onnxcp.planning.survey import Surveyed
 from onnxcp.profiling.compare import Batch
 from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
+from onnxcp.trials import MOST, Chosen, Trials
 from onnxcp.verification import batch_size
 
-Chosen = Mapping[Site, Cut]
-
-_TRIALS = 100  # of networks at most
 _SAMPLES = 256  # whose responses are compared
 _BATCH = 32
-_NOWHERE = Forecast(math.nan, math.nan, math.nan, math.nan)  # nothing is expected of a trial
 _PRESET = "Forms and ranks were chosen by the cosine similarity of {}."
 _STEPS = 40  # of a bisection between cosines of 0 and 1
 
@@ -60,10 +54,10 @@ _STEPS = 40  # of a bisection between cosines of 0 and 1
 def by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Rewrite, Planned]:
     """Choose by similarity what keeps to a goal, build it, and refit it if that is to be done."""
     bare, compared = _compared(work, preset)
-    trials = _Trials(work, bare, goal, compared)
+    trials = Trials(work, bare, goal, compared)
     chosen, refused, shortfall = _chosen(trials, preset, goal)
     if trials.ended:
-        shortfall = f"The search ended after {_TRIALS} trials; more might be saved."
+        shortfall = f"The search ended after {MOST} trials; more might be saved."
     kept = {each.site: _why(each, refused.get(each.site), work, goal) for each in compared}
     taken = {site: (cut.offer.family, cut.offer.ranks, cut.cosine) for site, cut in chosen.items()}
     decisions = decided(work, bare.prepared, [each.site for each in compared], taken, kept)
@@ -75,7 +69,7 @@ def by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Rewrite, Plann
 def outlined_by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Plan, Planned]:
     """Choose by similarity alone, and time it with random weights; nothing is built."""
     bare, compared = _compared(work, preset)
-    trials = _Trials(work, bare, goal, compared)
+    trials = Trials(work, bare, goal, compared)
     chosen, refused, shortfall = _chosen(trials, preset, goal)
     options = {site: _timed(work, bare, cut) for site, cut in chosen.items()}
     rounds = trials.told(chosen, None)
@@ -186,7 +180,7 @@ def _batches(work: Work) -> list[Batch]:
 
 
 def _chosen(
-    trials: _Trials, preset: CosineSvd, goal: Goal
+    trials: Trials, preset: CosineSvd, goal: Goal
 ) -> tuple[Chosen, Mapping[Site, Cut], str]:
     """Return what sites become, what was refused, and a sentence where a goal is out of reach."""
     if _share(goal) is not None:
@@ -217,7 +211,7 @@ def _share(goal: Goal) -> tuple[str, float] | None:
 
 
 def _for_share(
-    trials: _Trials, preset: CosineSvd, goal: Goal
+    trials: Trials, preset: CosineSvd, goal: Goal
 ) -> tuple[Chosen, Mapping[Site, Cut], str]:
     """Return the choice of the highest cosine, the same for all sites, that comes to a share."""
     share = _share(goal)
@@ -244,116 +238,6 @@ def _for_share(
     return best, {}, ""
 
 
-class _Trials:
-    """Tries choices in the network, each once, and remembers what came of them.
-
-    Attributes
-    ----------
-    compared
-        The sites and their forms.
-    ended
-        Whether there were so many trials that no more was tried.
-    """
-
-    def __init__(self, work: Work, bare: Rewrite, goal: Goal, compared: Sequence[Compared]) -> None:
-        self.compared = compared
-        self.ended = False
-        self._work = work
-        self._bare = bare
-        self._goal = goal
-        self._rounds: dict[frozenset[Cut], tuple[bool, Round]] = {}
-        self._factors: dict[tuple[Site, str], Factors] = {}
-        whole = summarize(work.original, work.shapes)
-        self._sizes = {
-            "parameters": summarize(bare.prepared, work.shapes).parameters,
-            "macs": whole.macs,
-        }
-
-    def __call__(self, chosen: Chosen) -> bool:
-        """Tell whether a choice is within the goal."""
-        if not chosen:
-            return True
-        key = frozenset(chosen.values())
-        if key not in self._rounds:
-            if len(self._rounds) >= _TRIALS:
-                self.ended = True
-                return False
-            self._work.progress("trying a network", len(self._rounds), _TRIALS)
-            self._rounds[key] = self._tried(chosen)
-        return self._rounds[key][0]
-
-    def within(self, rewrite: Rewrite) -> tuple[bool, float | None]:
-        """Tell whether a network is within the goal, and what it scored."""
-        goal, work = self._goal, self._work
-        if not goal.scored:
-            assert goal.error is not None, "shares need no trials"
-            return rewrite.error <= goal.error, None
-        score = score_for(goal, work, rewrite)
-        return score is not None and score >= goal.least(work.baseline), score
-
-    def left(self, chosen: Chosen) -> dict[str, float | None]:
-        """Return the shares of the parameters and multiply-adds that a choice leaves."""
-        saved = {
-            what: sum(
-                each.saving(chosen[each.site], what)
-                for each in self.compared
-                if each.site in chosen
-            )
-            for what in self._sizes
-        }
-        return {
-            what: 1 - saved[what] / whole if whole else None for what, whole in self._sizes.items()
-        }
-
-    def told(self, chosen: Chosen, rewrite: Rewrite | None) -> tuple[Round, ...]:
-        """Return the trials, the one that was taken marked; where there were none, that alone.
-
-        Parameters
-        ----------
-        chosen
-            What was taken.
-        rewrite
-            The network that came of it, refitted; None if none was built.
-        """
-        if not chosen:
-            return tuple(done for _, done in self._rounds.values())
-        key = frozenset(chosen.values())
-        taken = self._rounds[key][1] if key in self._rounds else self._round(chosen)
-        if rewrite is not None:
-            taken = replace(taken, error=rewrite.error)
-            if self._goal.scored and rewrite.unfitted:
-                taken = replace(taken, score=self.within(rewrite)[1])
-        taken = replace(taken, kept=True)
-        others = [done for each, (_, done) in self._rounds.items() if each != key]
-        return (*others, taken)
-
-    def _tried(self, chosen: Chosen) -> tuple[bool, Round]:
-        rewrite = replace(self._bare, model=splice(self._bare.prepared, self._chains(chosen)))
-        assert rewrite.model is not None
-        round_ = self._round(chosen)
-        if self._goal.max_accuracy_drop is None:
-            rewrite = replace(rewrite, differences=self._work.differences(rewrite.model))
-            round_ = replace(round_, error=rewrite.error)
-        good, score = self.within(rewrite)
-        return good, replace(round_, score=score)
-
-    def _round(self, chosen: Chosen) -> Round:
-        left = self.left(chosen)
-        return Round(len(chosen), _NOWHERE, parameters=left["parameters"], macs=left["macs"])
-
-    def _chains(self, chosen: Chosen) -> dict[Site, tuple[str, Chain]]:
-        """Return the chains of a choice: of a site and a form there is one SVD for all ranks."""
-        chains = {}
-        for site, cut in chosen.items():
-            family, (rank,) = cut.offer.family, cut.offer.ranks
-            key = site, family.name
-            if key not in self._factors or len(self._factors[key][0]) < rank * site.group:
-                self._factors[key] = family.factorize(site, (rank,))
-            factors = family.truncated(site, self._factors[key], rank)
-            chains[site] = family.name, replace(family.lower(site, factors), ranks=(rank,))
-        return chains
-
-
 def _why(each: Compared, refused: Cut | None, work: Work, goal: Goal) -> tuple[Refusal, ...]:
     """Return why a site stays as it is."""
     if refused is not None:
@@ -366,7 +250,7 @@ def _why(each: Compared, refused: Cut | None, work: Work, goal: Goal) -> tuple[R
     return (*each.reasons, each.refusal(LEVELS[-1] if cosine is None else cosine))
 
 
-def _settled(work: Work, rewrite: Rewrite, trials: _Trials) -> tuple[Rewrite, str]:
+def _settled(work: Work, rewrite: Rewrite, trials: Trials) -> tuple[Rewrite, str]:
     """Build and refit, and say so where that left what the goal allows and was given up."""
     fitted = settled(work, rewrite)
     preset, goal = work.settings.preset, work.settings.goal
