@@ -2,7 +2,7 @@
 
 The public names, each imported when it is first used:
 
-- `optimize`, `Settings`, `Goal`, `RefitSettings`, `Optimized`: the main job.
+- `optimize`, `Settings`, `Goal`, `CosineSvd`, `RefitSettings`, `Optimized`: the main job.
 - `Training`, `Finetuned`, `Epoch`: fine-tuning, by `optimize` or `onnxcp.tuning.finetune`.
 - `make_plan`, `Plan`, `load_plan`, `save_plan`: what the main job would do, as a file.
 - `CalibrationSource`, `Preprocess`: samples to refit to, how many, and what is done to pictures.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized, make_plan, optimize
     from onnxcp.passes import Context, Pass, PassManager, PassResult, registered_passes
     from onnxcp.pipeline import parse_pipeline
+    from onnxcp.planning.cosine import CosineSvd
     from onnxcp.planning.goal import Goal
     from onnxcp.planning.plan import Plan, load_plan, save_plan
     from onnxcp.product import ProductPass
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "CalibrationSource": "onnxcp.calibration.sources",
     "Context": "onnxcp.passes",
+    "CosineSvd": "onnxcp.planning.cosine",
     "Epoch": "onnxcp.training",
     "FactorizePass": "onnxcp.factorize",
     "Finetuned": "onnxcp.training",
@@ -76,6 +78,7 @@ _HOMES = {
 __all__ = [
     "CalibrationSource",
     "Context",
+    "CosineSvd",
     "Epoch",
     "FactorizePass",
     "Finetuned",

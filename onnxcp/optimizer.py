@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from onnxcp.calibration.data import Data, load_calibration, load_labelled, load_training
 from onnxcp.calibration.sources import CalibrationSource, DataSource
+from onnxcp.cosine_svd import by_cosine, is_limited, outlined_by_cosine, wanted
 from onnxcp.errors import OnnxcpError
 from onnxcp.finishing import with_finish
 from onnxcp.graph.model import Model, ModelSource, load
@@ -23,7 +24,7 @@ from onnxcp.planned import Planned, by_goal, by_plan, outlined, plan_of
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.option import Decision
 from onnxcp.planning.plan import Plan
-from onnxcp.profiling.compare import OutputDifference
+from onnxcp.profiling.compare import OutputDifference, compare
 from onnxcp.profiling.inputs import Shape, name_shapes, session_inputs
 from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
 from onnxcp.profiling.session import infer
@@ -36,6 +37,7 @@ from onnxcp.training import Finetuned, Told
 from onnxcp.verification import (
     Evaluate,
     Verification,
+    agreement,
     scorer,
     verify,
 )
@@ -168,12 +170,14 @@ def optimize(
     trains = _trains(work, training_data, told)
     rewrite, planned = _rewritten(work)
     verification = _verified(work, rewrite)
+    smaller = _smaller(work, rewrite, verification)
     while verification is not None and not (_good(verification, sized) or _broken(verification)):
         fewer = _doubted(work, rewrite)
         if fewer is None:
             break
         rewrite = fewer
-        planned = None if planned is None else planned.given_back()
+        planned = None if planned is None else planned.given_back(smaller)
+        smaller = ""
         verification = _verified(work, rewrite)
     finetuned = None
     if trains is not None and verification is not None and _worth(verification, sized):
@@ -218,7 +222,8 @@ def optimize(
         verdict = f"{SMALLER}: {sizes}, {verification.trial} as fast"
         return replace(result, model=rewrite.model, improved=True, verdict=verdict)
     if not verification.trial.faster:
-        return replace(result, verdict=f"{SLOWER} ({verification.trial})")
+        size = f"{_size(result.before, after)}. " if settings.preset else ""
+        return replace(result, verdict=f"{size}{SLOWER} ({verification.trial})")
     return replace(
         result, model=rewrite.model, improved=True, verdict=f"{FASTER}: {verification.trial}"
     )
@@ -244,10 +249,18 @@ def make_plan(
         How it came about.
     """
     settings = settings or Settings()
-    if settings.goal.max_accuracy_drop is not None:
-        raise OnnxcpError("A drop of accuracy shows only in a network that was built: optimize it.")
+    if settings.goal.scored:
+        what = "A drop of accuracy" if settings.goal.max_accuracy_drop is not None else "Agreement"
+        raise OnnxcpError(f"{what} shows only in a network that was built: optimize it.")
+    if settings.preset is not None and is_limited(settings.preset, settings.goal):
+        raise OnnxcpError(
+            "What an error allows shows only in networks that were built: optimize it, or give a "
+            "cosine or a share of the parameters or MACs to keep."
+        )
     work = with_finish(_work(source, settings, data, None, None, progress))
     goal = settings.goal
+    if settings.preset is not None:
+        return outlined_by_cosine(work, settings.preset, goal)
     if goal.size is not None:
         goal = Goal(parameters=first_share(work.original, bytes_wanted(work.original, goal)))
     return outlined(work, goal)
@@ -273,6 +286,10 @@ def _work(
     score = scorer(feeds, scored, evaluate)
     if settings.goal.max_accuracy_drop is not None and score is None:
         raise OnnxcpError("A largest drop needs labelled data or a function that scores.")
+    if settings.preset is not None:
+        _ = settings.preset.of_responses(data=calibration is not None)
+    if settings.goal.min_agreement is not None:
+        _check_classes(session, feeds, calibration or scored)
     return Work(
         original=original,
         settings=settings,
@@ -287,6 +304,16 @@ def _work(
     )
 
 
+def _check_classes(session: ort.InferenceSession, feeds: Feeds, samples: Data | None) -> None:
+    """Check that there is something to agree about."""
+    if samples is None:
+        raise OnnxcpError("An agreement needs samples, to calibrate on or with labels.")
+    outputs = infer(session, feeds)
+    names = [each.name for each in session.get_outputs()]
+    if agreement(compare(lambda _: outputs, lambda _: outputs, [feeds], names)) is None:
+        raise OnnxcpError("An agreement needs an output of class scores, samples × classes.")
+
+
 def _rewritten(work: Work) -> tuple[Rewrite, Planned | None]:
     """Rewrite as the settings say."""
     settings = work.settings
@@ -296,6 +323,8 @@ def _rewritten(work: Work) -> tuple[Rewrite, Planned | None]:
         return by_plan(work, settings.plan), None
     if settings.target is not None:
         return by_choice(work, settings.target), None
+    if settings.preset is not None:
+        return by_cosine(work, settings.preset, settings.goal)
     if settings.goal.parameters is not None or settings.goal.size is not None:
         return by_size(work)
     return by_goal(work, settings.goal)
@@ -383,8 +412,32 @@ def _doubted(work: Work, rewrite: Rewrite) -> Rewrite | None:
     return given_back(work, rewrite, doubted, why)
 
 
+def _smaller(work: Work, rewrite: Rewrite, verification: Verification | None) -> str:
+    """Say what a preset for size comes to where that is not faster; "" elsewhere."""
+    if work.settings.preset is None or rewrite.model is None or verification is None:
+        return ""
+    if verification.trial.faster:
+        return ""
+    shapes = _shapes(rewrite.model, work.feeds, work.settings.machine)
+    size = _size(summarize(work.original, work.shapes), summarize(rewrite.model, shapes))
+    return (
+        f"{size}, but is not faster ({verification.trial}), so layers were given back, those "
+        "first that gain least."
+    )
+
+
+def _size(before: Summary, after: Summary) -> str:
+    """Return what is left of a network, as the beginning of a sentence."""
+    left = f"{after.parameters / before.parameters:.0%} of the parameters"
+    if before.macs and after.macs is not None:
+        left += f" and {after.macs / before.macs:.0%} of the MACs"
+    return f"The rewritten network has {left}"
+
+
 def _wanted(settings: Settings) -> str:
     """Return what was asked for, in words."""
+    if settings.preset is not None:
+        return wanted(settings.preset, settings.goal)
     if settings.plan is not None:
         return settings.plan.goal
     if isinstance(settings.macs, Mapping):

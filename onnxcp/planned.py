@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from onnxcp.factorize import (
 from onnxcp.finishing import race, seconds_of_original
 from onnxcp.graph.chain import chain_macs, site_macs
 from onnxcp.graph.digest import model_digest
+from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal, main_refusal
 from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
@@ -33,7 +34,7 @@ from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.environment import describe
 from onnxcp.profiling.timing import Trial
 from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
-from onnxcp.verification import Verification, batch_size, tolerable
+from onnxcp.verification import Verification, agreement, batch_size, tolerable
 
 _RIVALS = 2  # options of other families to refit as well,
 _NEAR = 2.0  # of which at most so many times the distortion is expected
@@ -59,6 +60,8 @@ class Planned:
         What was found out about each site.
     cache_problem
         Why measurements could not be kept, in a sentence; None if they could.
+    preset
+        How sites were chosen, in a sentence, where it was not by time and error; else empty.
     """
 
     goal: Goal
@@ -66,17 +69,24 @@ class Planned:
     shortfall: str
     sites: tuple[Surveyed, ...]
     cache_problem: str | None = None
+    preset: str = ""
 
     @property
     def kept(self) -> Round | None:
         """The round whose network was taken."""
         return next((each for each in self.rounds if each.kept), None)
 
-    def given_back(self) -> Planned:
-        """Return the same where sites were given back: no round tells of what is left of it."""
+    def given_back(self, told: str = "") -> Planned:
+        """Return the same where sites were given back: no round tells of what is left of it.
+
+        Parameters
+        ----------
+        told
+            What there is to say of it, in a sentence.
+        """
         rounds = tuple(replace(each, kept=False) for each in self.rounds)
-        short = self.shortfall
-        if not short and self.goal.error is None and self.goal.max_accuracy_drop is None:
+        short = f"{self.shortfall} {told}".strip()
+        if not short and self.goal.error is None and not self.goal.scored:
             short = f"Sites were given back, so the goal is missed: {self.goal}."
         return replace(self, rounds=rounds, shortfall=short)
 
@@ -84,7 +94,7 @@ class Planned:
 def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
     """Plan for the whole network, build what was planned, measure, correct, and plan again."""
     bare, planner = _prepared(work)
-    found = search(planner, goal, _Workshop(work, bare, goal, planner.seconds), work.baseline)
+    found = search(planner, goal, Builder(work, bare, goal, planner.seconds), work.baseline)
     problem = work.cache.problem
     planned = Planned(goal, found.rounds, found.shortfall, planner.sites, problem)
     if found.attempt is not None:
@@ -96,45 +106,87 @@ def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
 def outlined(work: Work, goal: Goal) -> tuple[Plan, Planned]:
     """Plan for the whole network and time the plan, but build nothing."""
     bare, planner = _prepared(work)
-    choice, rounds, shortfall = outline(planner, goal, _Workshop(work, bare, goal, planner.seconds))
+    choice, rounds, shortfall = outline(planner, goal, Builder(work, bare, goal, planner.seconds))
     planned = Planned(goal, rounds, shortfall, planner.sites, work.cache.problem)
     rows = []
     for each in planner.sites:
         option = choice.options.get(each.site)
         refusals = () if option is not None else _decision(each).refusals
-        rows.append(_row(each.site, option, refusals))
-    return Plan(**_head(work, str(goal), planned.kept), sites=tuple(rows)), planned
+        rows.append(row_of(each.site, option, refusals))
+    return Plan(**head_of(work, str(goal), planned.kept), sites=tuple(rows)), planned
 
 
 def by_plan(work: Work, plan: Plan) -> Rewrite:
     """Do what a plan says; nothing is chosen."""
     prepared, records = fold(work.original)
     sites, refusals = find_sites(prepared)
-    chosen = plan_choices(plan, sites, families(), "the plan")
     rows = {row.site: row for row in plan.sites}
-    decisions = []
+    chosen = {
+        site: (*choice, _known(rows[site.name].cosine))
+        for site, choice in plan_choices(plan, sites, families(), "the plan").items()
+    }
+    kept = {site: (_kept(site, rows.get(site.name)),) for site in sites if site not in chosen}
+    bare = Rewrite(prepared, None, (), tuple(refusals), records)
+    return settled(work, replace(bare, decisions=decided(work, prepared, sites, chosen, kept)))
+
+
+def decided(
+    work: Work,
+    prepared: Model,
+    sites: Sequence[Site],
+    chosen: Mapping[Site, tuple[FactorizePass, Ranks, float]],
+    kept: Mapping[Site, tuple[Refusal, ...]],
+) -> tuple[Decision, ...]:
+    """Decompose what is chosen and time it, each site alone.
+
+    Parameters
+    ----------
+    work
+        The work.
+    prepared, sites
+        The network, and its sites.
+    chosen
+        For sites that change their family, ranks, and the cosine by which these were chosen (NaN
+        where they were not).
+    kept
+        For the others why they stay.
+    """
 
     def jobs() -> Iterator[tuple[FactorizePass, Site, Ranks]]:
-        for done, (site, (family, ranks)) in enumerate(chosen.items()):
+        for done, (site, (family, ranks, _)) in enumerate(chosen.items()):
             work.progress(f"{site.name}: decomposing", done, len(chosen))
             yield family, site, ranks
 
     results = dict(zip(chosen, apply_all(jobs()), strict=True))
+    decisions = []
     for done, site in enumerate(sites):
         shape = work.shapes.get(site.input)
         macs = None if shape is None else site_macs(site, shape)
         if site not in chosen:
-            decisions.append(Decision(site, macs, reasons=(_kept(site, rows.get(site.name)),)))
+            decisions.append(Decision(site, macs, reasons=kept[site]))
             continue
         work.progress(f"{site.name}: timing", done, len(sites))
-        family, ranks = chosen[site]
+        family, ranks, cosine = chosen[site]
         result = results[site]
         shape = shape or nominal_input_shape(site)
         bench = SiteBench(prepared, site, shape, work.settings.machine)
         timing = timing_of(*bench.trials([result.chain]))
-        option = Option(site, family, ranks, chain_macs(site, result.chain, shape), timing)
+        cost = chain_macs(site, result.chain, shape)
+        option = Option(site, family, ranks, cost, timing, cosine=cosine)
         decisions.append(Decision(site, macs, (Candidate(option, result),)))
-    return settled(work, Rewrite(prepared, None, tuple(decisions), tuple(refusals), records))
+    return tuple(decisions)
+
+
+def score_for(goal: Goal, work: Work, rewrite: Rewrite) -> float | None:
+    """Return what a goal judges a rewritten network by: how far it agrees, or what it scores."""
+    assert rewrite.model is not None
+    if goal.min_agreement is not None:
+        return agreement(rewrite.differences)
+    return work.scored(rewrite.model)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _kept(site: Site, row: Row | None) -> Refusal:
@@ -167,14 +219,14 @@ def plan_of(
     if verification is not None:
         measured = _numbers(verification.trial.a.median, verification.trial.b.median, rewrite.error)
     kept = None if planned is None else planned.kept
-    rows = tuple(_row(each.site, each.option, each.refusals) for each in rewrite.decisions)
-    return Plan(**_head(work, goal, kept), measured=measured, sites=rows)
+    rows = tuple(row_of(each.site, each.option, each.refusals) for each in rewrite.decisions)
+    return Plan(**head_of(work, goal, kept), measured=measured, sites=rows)
 
 
-def _head(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
+def head_of(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
     """Return what a plan says ahead of its rows."""
     place = describe(work.settings.machine)
-    forecast = None if kept is None else kept.forecast
+    forecast = None if kept is None or math.isnan(kept.forecast.after) else kept.forecast
     return {
         "model": PlannedModel(name=work.original.name, digest=model_digest(work.original)),
         "made_on": {
@@ -200,7 +252,8 @@ def _numbers(before: float, after: float, error: float) -> Numbers:
     return Numbers(before_ms=1e3 * before, after_ms=1e3 * after, error=known)
 
 
-def _row(site: Site, option: Option | None, refusals: Sequence[Refusal]) -> Row:
+def row_of(site: Site, option: Option | None, refusals: Sequence[Refusal]) -> Row:
+    """Return the row of what a site becomes, or why it stays."""
     if option is None:
         refusal = main_refusal(refusals)
         keep = "no family was offered" if refusal is None else refusal.detail
@@ -214,6 +267,7 @@ def _row(site: Site, option: Option | None, refusals: Sequence[Refusal]) -> Row:
         after_ms=1e3 * option.timing.after,
         error=option.error**0.5 if math.isfinite(option.error) else None,
         distortion=option.distortion if math.isfinite(option.distortion) else None,
+        cosine=option.cosine if math.isfinite(option.cosine) else None,
     )
 
 
@@ -232,7 +286,7 @@ def _prepared(work: Work) -> tuple[Rewrite, Planner]:
     return bare, Planner(surveyed, seconds, macs=macs, parameters=parameters, gained=work.gained)
 
 
-class _Workshop:
+class Builder:
     """Times choices with random weights, since time does not depend on them, and builds them."""
 
     def __init__(self, work: Work, bare: Rewrite, goal: Goal, seconds: float) -> None:
@@ -273,7 +327,7 @@ class _Workshop:
         rewrite = settled(work, replace(self._bare, decisions=decisions))
         options = {each.site: each.option for each in rewrite.decisions if each.option is not None}
         built = Choice(options, choice.reached)
-        score = None if rewrite.model is None else work.scored(rewrite.model)
+        score = None if rewrite.model is None else score_for(self._goal, work, rewrite)
         return Attempt(rewrite, built, rewrite.error, score)
 
     def _candidate(self, option: Option, planner: Planner) -> Candidate | None:

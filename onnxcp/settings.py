@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnxcp.errors import OnnxcpError
 from onnxcp.planning.cache import Cache
+from onnxcp.planning.cosine import NAME, CosineSvd
 from onnxcp.planning.decide import Target
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.plan import Plan
@@ -34,6 +35,9 @@ class Settings:
         What the network is to become as a whole: planned, if neither of the two above is given.
     plan
         A plan to carry out as it stands, instead of choosing.
+    preset
+        A published way to choose, instead of planning by time: within the goal, of which it knows
+        all but those of time.
     frontier
         Speed-ups to plan for besides, to see what they cost.
     families
@@ -69,6 +73,7 @@ class Settings:
     energy: float | None = None
     goal: Goal = field(default_factory=Goal)
     plan: Plan | None = None
+    preset: CosineSvd | None = None
     frontier: tuple[float, ...] = ()
     families: tuple[str, ...] = ()
     nodes: str = "*"
@@ -90,6 +95,27 @@ class Settings:
             raise OnnxcpError("Give one of macs, energy and a goal for the whole network.")
         if any(not speedup > 1 for speedup in self.frontier):
             raise OnnxcpError("The speed-ups of a frontier are numbers above 1.")
+        if self.preset is not None:
+            self._check_preset(self.preset)
+
+    def _check_preset(self, preset: CosineSvd) -> None:
+        goal = self.goal
+        others = {
+            "macs": self.macs, "energy": self.energy, "a plan": self.plan, "passes": self.passes,
+            "a frontier": self.frontier,
+        }  # fmt: skip
+        for what, value in others.items():
+            if value:
+                raise OnnxcpError(f"The preset {NAME} and {what} exclude each other.")
+        if goal.speedup is not None or goal.latency is not None or goal.size is not None:
+            raise OnnxcpError(
+                f"The preset {NAME} is about parameters and multiply-adds, and cannot aim at "
+                f"{goal}."
+            )
+        if preset.cosine is not None and (goal.macs is not None or goal.parameters is not None):
+            raise OnnxcpError(
+                f"A cosine of {preset.cosine:g} and a goal of {goal} exclude each other."
+            )
 
     @property
     def target(self) -> Target | None:

@@ -90,6 +90,15 @@ def total_error(differences: Iterable[OutputDifference]) -> float:
     )
 
 
+def agreement(differences: Iterable[OutputDifference]) -> float | None:
+    """Return the share of samples with the same top class, the least of all outputs of classes.
+
+    None where no output is one of classes.
+    """
+    known = [each.top1_agreement for each in differences if each.top1_agreement is not None]
+    return min(known, default=None)
+
+
 def verify(
     original: Model,
     rewritten: Model,

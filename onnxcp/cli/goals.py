@@ -32,6 +32,7 @@ _GOALS = {
     "target_size": "size",
     "max_error": "max_error",
     "max_accuracy_drop": "max_accuracy_drop",
+    "min_agreement": "min_agreement",
 }
 """Fields of `onnxcp.planning.goal.Goal`, by parameter."""
 
@@ -154,6 +155,13 @@ def goal_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DROP",
         help="Make the network as fast as this loss of accuracy allows, such as 1%. Needs "
         "--eval-data or --eval-script.",
+    )
+    @click.option(
+        "--min-agreement",
+        type=_SHARE,
+        metavar="SHARE",
+        help="Make the network as fast as it gets while so many samples keep their top class, such "
+        "as 0.99: a loss of accuracy without labels. Needs --calibration-data or --eval-data.",
     )
     @functools.wraps(command)
     def with_goal(*args: Any, **kwargs: Any) -> Any:

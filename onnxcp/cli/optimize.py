@@ -28,12 +28,14 @@ from onnxcp.cli.options import (
     refuse_without_data,
     verbosity_options,
 )
+from onnxcp.cli.presets import preset_options
 from onnxcp.cli.terminal import Terminal
 from onnxcp.cli.training import TRAINING, training_options
 
 if TYPE_CHECKING:
     from onnxcp.calibration.sources import CalibrationSource
     from onnxcp.graph.model import Model
+    from onnxcp.planning.cosine import CosineSvd
     from onnxcp.planning.goal import Goal
     from onnxcp.profiling.inputs import Shape
     from onnxcp.profiling.machine import Machine
@@ -78,6 +80,7 @@ def shares(text: str) -> float | dict[str, float]:
     metavar="SHARE",
     help="Keep at least this share of each kernel's squared norm, such as 0.99.",
 )
+@preset_options
 @choosing_options
 @click.option(
     "--passes",
@@ -156,6 +159,7 @@ def optimize(
     goal: Goal,
     macs: float | dict[str, float] | None,
     energy: float | None,
+    preset: CosineSvd | None,
     families: tuple[str, ...],
     nodes: str,
     exclude: str,
@@ -217,6 +221,7 @@ def optimize(
         energy=energy,
         goal=goal,
         plan=None if plan_file is None else load_plan(plan_file),
+        preset=preset,
         frontier=frontier,
         families=families,
         nodes=nodes,

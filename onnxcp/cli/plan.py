@@ -17,10 +17,12 @@ from onnxcp.cli.options import (
     model_argument,
     verbosity_options,
 )
+from onnxcp.cli.presets import preset_options
 from onnxcp.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from onnxcp.calibration.sources import CalibrationSource
+    from onnxcp.planning.cosine import CosineSvd
     from onnxcp.planning.goal import Goal
     from onnxcp.profiling.inputs import Shape
     from onnxcp.profiling.machine import Machine
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Say what optimize would do, and what to expect of it.")
 @model_argument
 @goal_options
+@preset_options
 @choosing_options
 @click.option("--save-plan", type=PATH, metavar="P.yaml", help="Write the plan, to carry it out.")
 @cache_options
@@ -47,6 +50,7 @@ def plan(
     model: Path,
     *,
     goal: Goal,
+    preset: CosineSvd | None,
     families: tuple[str, ...],
     nodes: str,
     exclude: str,
@@ -75,6 +79,7 @@ def plan(
 
     settings = Settings(
         goal=goal,
+        preset=preset,
         families=families,
         nodes=nodes,
         exclude=exclude,

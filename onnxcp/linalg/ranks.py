@@ -10,6 +10,8 @@ The relative Frobenius error of cutting singular values ``s`` after ``r`` terms 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -176,52 +178,68 @@ def rank_for_cost(costs: ArrayLike, budget: float) -> int:
     return max(1, within)
 
 
-def response_cosines(responses: ArrayLike, *, rectified: bool = True) -> NDArray[np.float64]:
-    """Cosine similarity of responses to those of every rank, after the activation.
+def weight_cosines(spectrum: ArrayLike) -> NDArray[np.float64]:
+    """Cosine similarity of a matrix to its best approximations of every rank.
 
-    At rank ``R`` the responses are ``y ≈ mean + U_R U_Rᵀ (y - mean)`` with ``U_R`` the leading
-    eigenvectors of their covariance, which is what the best centred channel SVD puts out (Zhang et
-    al. 2016, equation 4). Compared is what comes out of the ReLU: the rule of Zhang, Liu & Weng
-    2023, on outputs.
+    The best approximation W_R is a projection of W, so that ``<W, W_R> = ||W_R||^2`` and the cosine
+    is ``||W_R|| / ||W|| = sqrt(sum_{i<=R} s_i² / sum_i s_i²)``: the root of the energy kept. The
+    rule of Zhang, Liu & Weng 2023 on weights, for all thresholds at once; where there is but one,
+    see `rank_for_cosine`.
 
     Parameters
     ----------
-    responses : (n, T) array_like
-        Outputs of a layer before its activation, one sample a row.
-    rectified : bool
-        Whether a ReLU follows.
+    spectrum : (n,) array_like
+        Singular values, largest first.
 
     Returns
     -------
-    (T,) ndarray
-        At ranks 1, 2, ..., T; all 1 where there is nothing to compare. ``1 - cosine`` is a curve
-        for `rank_on_curve`. Takes ``n T²`` multiply-adds.
+    (n,) ndarray
+        At ranks 1, 2, ..., n; rising, and all 1 for an all-zero spectrum.
 
     Raises
     ------
     ValueError
-        If the responses are empty, not finite or not floating point.
+        If the spectrum is no spectrum.
     """
-    given = checks.float64("responses", responses, 2)
-    mean = given.mean(axis=0)
-    centred = given - mean
-    basis = np.linalg.eigh(centred.T @ centred)[1][:, ::-1]
-    scores = centred @ basis
+    tails = _tails(spectrum)
+    if tails[0] == 0:
+        return np.ones(len(tails) - 1)
+    return np.asarray(np.sqrt(np.maximum(1 - tails[1:] / tails[0], 0.0)))
 
-    def activated(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.maximum(values, 0) if rectified else values
 
-    wanted = activated(given)
-    norm = float(np.linalg.norm(wanted))
-    made = np.broadcast_to(mean, given.shape).copy()
-    found = np.ones(given.shape[1])
-    for position in range(len(found)):
-        made += np.outer(scores[:, position], basis[:, position])
-        response = activated(made)
+def response_cosines(wanted: ArrayLike, made: Iterable[ArrayLike]) -> NDArray[np.float64]:
+    """Cosine similarity of responses to what approximations make of them.
+
+    The rule of Zhang, Liu & Weng 2023 on outputs, where `made` are those of ranks from low to high;
+    what an activation hides is not to be compared, so both are given behind it.
+
+    Parameters
+    ----------
+    wanted : (n, T) array_like
+        What a layer puts out, one sample a row.
+    made : iterable of (n, T) array_like
+        What takes its place puts out, one approximation after the other.
+
+    Returns
+    -------
+    (m,) ndarray
+        One for each approximation; 1 where there is nothing to compare, 0 where only one of the
+        two is zero. ``1 - cosine`` is a curve for `rank_on_curve`.
+
+    Raises
+    ------
+    ValueError
+        If responses are empty, not finite or not floating point.
+    """
+    given = checks.float64("wanted", wanted, 2)
+    norm = float(np.linalg.norm(given))
+    found = []
+    for each in made:
+        response = checks.float64("made", each, 2)
         product = norm * float(np.linalg.norm(response))
-        if norm > 0:
-            found[position] = float(np.vdot(wanted, response)) / product if product else 0.0
-    return np.clip(found, -1, 1)
+        same = 1.0 if norm == 0 and not response.any() else 0.0
+        found.append(float(np.vdot(given, response)) / product if product else same)
+    return np.asarray(np.clip(np.array(found), -1, 1))
 
 
 def round_rank(rank: int, multiple: int, full: int, *, up: bool = False) -> int:

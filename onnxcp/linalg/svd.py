@@ -147,6 +147,29 @@ def channel_spectrum(kernel: ArrayLike) -> NDArray[np.float64]:
     return _spectrum(_channel_matrix(checks.float64("kernel", kernel, 2)))
 
 
+def channel_energies(kernel: ArrayLike) -> NDArray[np.float64]:
+    """Squared singular values of the unfolding that `channel_svd` cuts, in a fraction of the time.
+
+    They are the eigenvalues of the smaller Gram matrix; each is right to rounding of the largest,
+    and so are their sums, but not the roots of small ones (see `channel_spectrum`).
+
+    Parameters
+    ----------
+    kernel : (T, S, *k) array_like
+
+    Returns
+    -------
+    (min(T, S·prod(k)),) ndarray
+        Largest first.
+
+    Raises
+    ------
+    ValueError
+        If the kernel is empty, not finite or not floating point.
+    """
+    return _energies(_channel_matrix(checks.float64("kernel", kernel, 2)))
+
+
 def spatial_svd(kernel: ArrayLike, rank: int, split: int = 1) -> tuple[Kernel, Kernel]:
     """Split a kernel into one over the leading spatial axes and one over the others.
 
@@ -224,6 +247,28 @@ def spatial_spectrum(kernel: ArrayLike, split: int = 1) -> NDArray[np.float64]:
     return _spectrum(_spatial_matrix(checks.float64("kernel", kernel, 2), split))
 
 
+def spatial_energies(kernel: ArrayLike, split: int = 1) -> NDArray[np.float64]:
+    """Squared singular values of the unfolding that `spatial_svd` cuts; see `channel_energies`.
+
+    Parameters
+    ----------
+    kernel : (T, S, *k) array_like
+    split : int
+        As in `spatial_svd`.
+
+    Returns
+    -------
+    (min(S·prod(k[:split]), T·prod(k[split:])),) ndarray
+        Largest first.
+
+    Raises
+    ------
+    ValueError
+        As in `spatial_svd`.
+    """
+    return _energies(_spatial_matrix(checks.float64("kernel", kernel, 2), split))
+
+
 def _float64(array: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(array, dtype=np.float64)
 
@@ -245,6 +290,12 @@ def _halves(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     left, values, right = truncated_svd(matrix, rank)
     root = np.sqrt(values)
     return left * root, root[:, None] * right
+
+
+def _energies(matrix: Matrix) -> NDArray[np.float64]:
+    wide = matrix if matrix.shape[1] >= matrix.shape[0] else matrix.T
+    values = scipy.linalg.eigh(wide @ wide.T, eigvals_only=True, check_finite=False)
+    return np.asarray(np.maximum(values[::-1], 0.0))
 
 
 def _spectrum(matrix: Matrix) -> NDArray[np.float64]:

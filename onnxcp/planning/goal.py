@@ -29,6 +29,9 @@ class Goal:
     max_accuracy_drop
         How much of the score may be lost at most, from 0 on; likewise. Needs labelled data or an
         evaluation function.
+    min_agreement
+        Share of samples, in (0, 1], whose top class must be the original's; likewise. Needs samples
+        but no labels.
     """
 
     speedup: float | None = None
@@ -38,6 +41,7 @@ class Goal:
     size: float | None = None
     max_error: float | None = None
     max_accuracy_drop: float | None = None
+    min_agreement: float | None = None
 
     def __post_init__(self) -> None:
         given = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -57,9 +61,28 @@ class Goal:
     def error(self) -> float | None:
         """Largest relative error of the outputs; None where the goal is another."""
         others = (self.speedup, self.latency, self.macs, self.parameters, self.size)
-        if any(each is not None for each in (*others, self.max_accuracy_drop)):
+        if self.scored or any(each is not None for each in others):
             return None
         return self.max_error or DEFAULT_MAX_ERROR
+
+    @property
+    def scored(self) -> bool:
+        """Whether it is a limit on what a network scores, which only a built one does."""
+        return self.max_accuracy_drop is not None or self.min_agreement is not None
+
+    def least(self, baseline: float | None) -> float:
+        """Return the least score that is tolerated: of accuracy, or the agreement itself.
+
+        Parameters
+        ----------
+        baseline
+            What the original scores; no matter for an agreement.
+        """
+        if self.min_agreement is not None:
+            return self.min_agreement
+        assert baseline is not None, "a goal of accuracy needs a score"
+        assert self.max_accuracy_drop is not None, "other goals need none"
+        return baseline - self.max_accuracy_drop
 
     def __str__(self) -> str:
         match self:
@@ -77,6 +100,8 @@ class Goal:
                 return f"a file of {value:.0f} bytes"
             case Goal(max_accuracy_drop=float() | int() as value):
                 return f"a score at most {value:g} lower"
+            case Goal(min_agreement=float() | int() as value):
+                return f"the same top class on {100 * value:g} % of the samples"
             case _:
                 return f"a relative error of the outputs of at most {self.error:g}"
 
@@ -89,4 +114,5 @@ _RANGES = {
     "size": (0.0, math.inf),
     "max_error": (0.0, 1.0),
     "max_accuracy_drop": (0.0, math.inf),
+    "min_agreement": (0.0, 1.0),
 }

@@ -25,11 +25,14 @@ class Option(Offer):
     distortion, error
         What it is expected to add to the distortion, and to the squared relative error, of the
         network's outputs (see `onnxcp.planning.distortion`); NaN where nothing was planned.
+    cosine
+        Similarity to the original by which its rank was chosen; NaN where it was not.
     """
 
     timing: Timing
     distortion: float = math.nan
     error: float = math.nan
+    cosine: float = math.nan
 
     @property
     def saving(self) -> float:

@@ -67,6 +67,8 @@ class Row(BaseModel, frozen=True, extra="forbid"):
         Relative error that it is expected to add to the outputs of the network.
     distortion
         What it adds to the network's error, in the plan's own measure.
+    cosine
+        Cosine similarity to the original by which the ranks were chosen.
     """
 
     site: str
@@ -78,6 +80,7 @@ class Row(BaseModel, frozen=True, extra="forbid"):
     after_ms: Positive | None = None
     error: Positive | None = None
     distortion: Finite | None = None
+    cosine: Annotated[Finite, Field(ge=-1, le=1)] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Row:
@@ -270,6 +273,7 @@ _EXPECTED = {
     "a row": "a mapping such as {site: conv1, family: cp3, ranks: [16]}",
     "sites": "a list of rows",
     "distortion": "a finite number",
+    "cosine": "a number from -1 to 1",
     **dict.fromkeys(("before_ms", "after_ms", "error"), "a finite number from 0 on"),
     **dict.fromkeys(("model", "made_on", "predicted", "measured"), "a mapping"),
 }

@@ -33,7 +33,7 @@ class Attempt(Generic[Made]):
     error
         Relative error of its outputs.
     score
-        What it scored; None if nothing scores.
+        What it scored, or how far it agrees where that is the goal; None if nothing scores.
     """
 
     made: Made
@@ -55,9 +55,12 @@ class Round:
     before, after
         Measured seconds of the whole network; None where it was not timed.
     error, score
-        Of the network that was built; None where none was.
+        Of the network that was built; None where none was, or where it was not looked at.
     kept
         Whether it is the one that was taken.
+    parameters, macs
+        Share of the network's weights and multiply-adds that is left; None where it was planned
+        by other measures.
     """
 
     sites: int
@@ -67,6 +70,8 @@ class Round:
     error: float | None = None
     score: float | None = None
     kept: bool = False
+    parameters: float | None = None
+    macs: float | None = None
 
 
 class Workshop(Protocol[Made]):
@@ -114,11 +119,10 @@ def search(
     baseline
         Score of the original, for a goal of accuracy.
     """
-    if goal.max_accuracy_drop is not None:
-        assert baseline is not None, "a goal of accuracy needs a score"
+    if goal.scored:
         if not any(each.options for each in planner.sites):
             return Outcome(None)
-        return _by_score(planner, baseline - goal.max_accuracy_drop, workshop)
+        return _by_score(planner, goal.least(baseline), workshop)
     if goal.error is not None:
         return _by_error(planner, goal, goal.error, workshop)
     return _by_time(planner, goal, workshop)

@@ -152,7 +152,7 @@ def notes(
     if seen is None:
         return [] if planned is None else _shortfall(planned)
     said = [] if planned is None else _planned_notes(planned, result)
-    if result.data_is_random and planned is None:
+    if result.data_is_random and (planned is None or planned.preset):
         said.append("Outputs were compared on random inputs, for want of data.")
     elif result.data_is_random:
         said.append(
@@ -198,7 +198,9 @@ def plan_notes(planned: Planned, *, from_data: bool) -> list[str]:
         Whether errors were looked at on the user's samples.
     """
     said = _planned_notes(planned)
-    if not from_data:
+    if planned.preset:
+        said.append("What it does to the outputs and to accuracy is unknown before it is built.")
+    elif not from_data:
         said.append(
             "Errors are expected from weights and random inputs alone, for want of data; what it "
             "does to accuracy is unknown."
@@ -238,7 +240,7 @@ def _planned_notes(planned: Planned, result: Optimized | None = None) -> list[st
 
 
 def _shortfall(planned: Planned) -> list[str]:
-    return [each for each in (planned.shortfall, planned.cache_problem) if each]
+    return [each for each in (planned.shortfall, planned.preset, planned.cache_problem) if each]
 
 
 def _refit_notes(result: Optimized, passes_refit: bool) -> list[str]:
@@ -316,7 +318,7 @@ def _site_line(decision: Decision) -> SiteLine:
     return SiteLine(
         name=site.name,
         kernel=kernel_text(site),
-        decision=f"{option.family.name}, rank {ranks}",
+        decision=f"{option.family.name}, rank {ranks}{plans.cosine_text(option.cosine)}",
         changed=True,
         macs_kept=kept,
         weight_error=result.error,

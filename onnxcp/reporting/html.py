@@ -77,7 +77,8 @@ def render(result: Optimized, job: Job, *, now: datetime | None = None) -> str:
         headline=_headline(result),
         interval=_interval(seen.trial if seen else None),
         whole=_bars(*_medians(seen.trial)) if seen else None,
-        planned=None if result.planned is None else str(result.planned.goal),
+        planned=_goal(result),
+        preset="" if result.planned is None else result.planned.preset,
         rounds=_rounds(result, custom_score=custom),
         frontier=plans.frontier_lines(result.frontier, custom_score=custom),
         pictures=_pictures(result, custom_score=custom),
@@ -94,6 +95,15 @@ def render(result: Optimized, job: Job, *, now: datetime | None = None) -> str:
         shapes=[(name, units.shape(shape)) for name, shape in result.shapes.items()],
         date=f"{now or datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
+
+
+def _goal(result: Optimized) -> str | None:
+    """Return what was planned for, in words; None where nothing was planned."""
+    if result.planned is None:
+        return None
+    if result.planned.preset and result.plan is not None:
+        return result.plan.goal
+    return str(result.planned.goal)
 
 
 def _headline(result: Optimized) -> str:

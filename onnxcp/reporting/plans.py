@@ -34,6 +34,8 @@ class RoundLine:
         What else there is to say of it, in a word or two.
     strong
         Whether it is the one that was taken.
+    left
+        Shares of the parameters and multiply-adds; "" where they were not counted.
     """
 
     label: str
@@ -43,6 +45,12 @@ class RoundLine:
     score: str = ""
     remark: str = ""
     strong: bool = False
+    left: tuple[str, str] = ("", "")
+
+    @property
+    def counted(self) -> bool:
+        """Whether it was chosen by size."""
+        return any(self.left)
 
 
 def round_lines(planned: Planned, *, custom_score: bool = False) -> list[RoundLine]:
@@ -88,7 +96,12 @@ def decision_text(row: Row) -> str:
     """Return what a plan makes of a site, or why it stays."""
     if row.family is None:
         return f"left alone: {row.keep}"
-    return f"{row.family}, rank {units.shape(row.ranks)}"
+    return f"{row.family}, rank {units.shape(row.ranks)}{cosine_text(row.cosine)}"
+
+
+def cosine_text(cosine: float | None) -> str:
+    """Return a similarity behind what was chosen by it; "" where it was not."""
+    return "" if cosine is None or math.isnan(cosine) else f", cosine {cosine:.4g}"
 
 
 def forecast_note(done: Round, speedup: float | None = None) -> str:
@@ -102,7 +115,7 @@ def forecast_note(done: Round, speedup: float | None = None) -> str:
         How many times faster its network was measured to be later, if it was.
     """
     speedup = measured_speedup(done) if speedup is None else speedup
-    if speedup is None:
+    if speedup is None or math.isnan(done.forecast.speedup):
         return ""
     expected = f"{units.digits(done.forecast.speedup)} times faster"
     found = units.digits(speedup)
@@ -124,4 +137,8 @@ def _line(
         score="" if done.score is None else units.score(done.score, custom=custom_score),
         remark=remark,
         strong=strong,
+        left=(
+            "" if done.parameters is None else units.share(done.parameters),
+            "" if done.macs is None else units.share(done.macs),
+        ),
     )

@@ -163,14 +163,23 @@ def plain(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 def _expected_and_found(first: str, lines: Sequence[plans.RoundLine]) -> Table:
     """Return a table of plans; columns that none of them fills are left out."""
-    scored, remarked = any(line.score for line in lines), any(line.remark for line in lines)
-    columns = (
-        f"{first}=", "sites>", "speed-up\nexpected>", "speed-up\nmeasured>",
-        "error\nexpected>", "error\nfound>",
-    )  # fmt: skip
+    counted, scored, remarked = (
+        any(getattr(line, name) for line in lines) for name in ("counted", "score", "remark")
+    )
+    columns = [f"{first}=", "sites>"]
+    if counted:  # by size, and not by what time was expected
+        columns += ["parameters\nleft>", "MACs\nleft>", "speed-up\nmeasured>", "error\nfound>"]
+    else:
+        columns += ["speed-up\nexpected>", "speed-up\nmeasured>"]
+        columns += ["error\nexpected>", "error\nfound>"]
     table = _table(*columns, *(["score>"] if scored else []), *(["="] if remarked else []))
     for line in lines:
-        cells = [line.label, line.sites, *line.speedup, *line.error]
+        cells = [line.label, line.sites]
+        cells += (
+            [*line.left, line.speedup[1], line.error[1]]
+            if counted
+            else [*line.speedup, *line.error]
+        )
         cells += [line.score or units.NONE] if scored else []
         cells += [line.remark] if remarked else []
         table.add_row(*cells, style="bold" if line.strong else "")

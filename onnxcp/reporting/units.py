@@ -61,8 +61,8 @@ def errors(before: float, after: float) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Return how many times: ``6.78×``."""
-    return NONE if value is None else f"{digits(value)}×"
+    """Return how many times: ``6.78×``; None and NaN are a dash."""
+    return NONE if value is None or math.isnan(value) else f"{digits(value)}×"
 
 
 def interval(low: float, high: float) -> str:

@@ -26,7 +26,7 @@ from onnxcp.graph.site import Site
 from onnxcp.linalg.moments import reduced_rank
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
-from onnxcp.linalg.svd import channel_spectrum, channel_svd
+from onnxcp.linalg.svd import channel_energies, channel_spectrum, channel_svd
 from onnxcp.product import SPATIAL, ProductPass
 
 
@@ -37,6 +37,7 @@ class ChannelSvd(ProductPass):
     name = "channel-svd"
     summary = "k conv S->R, 1x1 conv R->T; Gemm and MatMul: two products"
     cuts_outputs = True
+    nested = True
 
     def applies(self, site: Site) -> Refusal | None:  # noqa: ARG002
         """Return None: every site can be cut."""
@@ -56,6 +57,10 @@ class ChannelSvd(ProductPass):
         """Return the matrix that is cut."""
         shape = site.outputs // site.group, int(np.prod(site.kernel_shape[1:]))
         return ([Unfolding(channel_spectrum(kernel), shape) for kernel in site.group_kernels()],)
+
+    def group_energies(self, kernel: Floats) -> Floats:
+        """Return the squared singular values of a group's matrix."""
+        return channel_energies(kernel)
 
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """Return ``(G R, S / G, *k)`` and ``(T, R, 1...)``."""

@@ -27,7 +27,7 @@ from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
-from onnxcp.linalg.svd import spatial_spectrum, spatial_svd
+from onnxcp.linalg.svd import spatial_energies, spatial_spectrum, spatial_svd
 from onnxcp.product import SPATIAL, ProductPass
 from onnxcp_passes.refusals import needs_kernel
 
@@ -39,6 +39,7 @@ class OutputFirstSvd(ProductPass):
     name = "output-first-svd"
     summary = "1x1 conv S->R, k conv R->T"
     named_only = True
+    nested = True
 
     def applies(self, site: Site) -> Refusal | None:
         """Refuse matrices and 1x1 kernels, where the chain is that of `channel-svd`."""
@@ -59,6 +60,10 @@ class OutputFirstSvd(ProductPass):
         shape = site.kernel_shape[1], site.outputs // site.group * prod(site.kernel_shape[2:])
         spectra = (spatial_spectrum(kernel, split=0) for kernel in site.group_kernels())
         return ([Unfolding(spectrum, shape) for spectrum in spectra],)
+
+    def group_energies(self, kernel: Floats) -> Floats:
+        """Return the squared singular values of a group's matrix."""
+        return spatial_energies(kernel, split=0)
 
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """Return ``(G R, S / G, 1...)`` and ``(T, R, *k)``."""

@@ -26,7 +26,7 @@ from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
-from onnxcp.linalg.svd import spatial_spectrum, spatial_svd
+from onnxcp.linalg.svd import spatial_energies, spatial_spectrum, spatial_svd
 from onnxcp.product import SPATIAL, ProductPass
 from onnxcp_passes.refusals import needs_splittable_axes
 
@@ -45,6 +45,7 @@ class SpatialSvd(ProductPass):
 
     name = "spatial-svd"
     summary = "k x 1 conv S->R, 1 x k conv R->T"
+    nested = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +72,10 @@ class SpatialSvd(ProductPass):
         shape = site.kernel_shape[1] * prod(first), site.outputs // site.group * prod(last)
         spectra = (spatial_spectrum(kernel, split=self.split) for kernel in site.group_kernels())
         return ([Unfolding(spectrum, shape) for spectrum in spectra],)
+
+    def group_energies(self, kernel: Floats) -> Floats:
+        """Return the squared singular values of a group's matrix."""
+        return spatial_energies(kernel, split=self.split)
 
     def factor_shapes(self, site: Site, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         """Return ``(G R, S / G, *k_1, 1...)`` and ``(T, R, 1..., *k_2)``."""

@@ -165,24 +165,45 @@ def test_rank_for_a_cost(costs: list[float], budget: float, rank: int) -> None:
     assert ranks.rank_for_cost(costs, budget) == rank
 
 
-def test_cosines_of_responses_are_those_of_the_projected_ones() -> None:
+def test_cosines_of_weights_are_those_of_the_best_approximations() -> None:
+    matrix = np.random.default_rng(0).standard_normal((7, 11))
+    u, s, v = np.linalg.svd(matrix, full_matrices=False)
+    found = ranks.weight_cosines(s)
+    for rank, cosine in enumerate(found, 1):
+        made = (u[:, :rank] * s[:rank]) @ v[:rank]
+        norms = np.linalg.norm(matrix) * np.linalg.norm(made)
+        assert cosine == pytest.approx(np.vdot(matrix, made) / norms, rel=1e-12)
+        assert cosine**2 == pytest.approx(1 - ranks.relative_error(s, rank) ** 2, rel=1e-12)
+    assert found[-1] == 1
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.5, 0.9, 0.95, 0.999])
+def test_cosines_of_weights_lead_to_the_rank_for_one_of_them(tau: float) -> None:
+    s = np.sort(np.random.default_rng(1).exponential(size=50))[::-1]
+    found = ranks.rank_on_curve(1 - ranks.weight_cosines(s), 1 - tau)
+    assert found == ranks.rank_for_cosine(s, tau) == ranks.rank_for_energy(s, tau**2)
+
+
+def test_weights_that_are_zero_are_met_by_any_rank() -> None:
+    assert ranks.weight_cosines([0.0, 0.0]).tolist() == [1, 1]
+
+
+def test_cosines_of_responses_are_those_of_all_entries_together() -> None:
     rng = np.random.default_rng(0)
-    responses = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6)) + 0.5
-    mean = responses.mean(axis=0)
-    basis = np.linalg.svd(responses - mean)[2]
-    expected = []
-    for rank in range(1, 7):
-        made = mean + (responses - mean) @ basis[:rank].T @ basis[:rank]
-        one, two = np.maximum(responses, 0).ravel(), np.maximum(made, 0).ravel()
-        expected.append(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
-    found = ranks.response_cosines(responses)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert found[-1] == pytest.approx(1)
-    assert ranks.response_cosines(responses, rectified=False)[-1] == pytest.approx(1)
+    wanted = np.maximum(rng.standard_normal((200, 6)), 0)
+    made = [np.maximum(wanted + scale * rng.standard_normal(wanted.shape), 0) for scale in (2, 1)]
+    found = ranks.response_cosines(wanted, [*made, wanted, -wanted])
+    for cosine, each in zip(found, made, strict=False):
+        one, two = wanted.ravel(), each.ravel()
+        assert cosine == pytest.approx(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
+    assert found[2:] == pytest.approx([1, -1])
+    assert 0 < found[0] < found[1] < 1
 
 
 def test_responses_that_are_cut_off_have_nothing_to_compare() -> None:
-    assert (ranks.response_cosines(np.full((5, 3), -1.0)) == 1).all()
+    nothing, some = np.zeros((5, 3)), np.ones((5, 3))
+    assert ranks.response_cosines(nothing, [nothing, some]).tolist() == [1, 0]
+    assert ranks.response_cosines(some, [nothing]).tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +213,8 @@ def test_responses_that_are_cut_off_have_nothing_to_compare() -> None:
         (lambda: ranks.rank_on_curve(np.zeros(0), 0.1), r"errors has .*; no axis may be empty"),
         (lambda: ranks.rank_on_curve([0.1], np.nan), "bound is nan; it must be finite"),
         (lambda: ranks.rank_for_cost([2.0, 1.0], 1), "costs fall"),
-        (lambda: ranks.response_cosines(np.ones((2, 2), int)), "responses has dtype int64"),
+        (lambda: ranks.response_cosines(np.ones((2, 2), int), []), "wanted has dtype int64"),
+        (lambda: ranks.response_cosines(np.ones((2, 2)), [np.ones(2)]), "made has shape"),
     ],
 )
 def test_bad_curves_are_named(call: Callable[[], object], message: str) -> None:

@@ -211,3 +211,23 @@ def test_a_rank_beyond_full_is_cut_with_a_note(decompose: Callable[..., object])
     kernel = np.random.default_rng(0).standard_normal((6, 5, 3, 3))
     with pytest.warns(RankWarning, match=r"is 40; no more than \d+ is of any use here"):
         decompose(kernel)
+
+
+@pytest.mark.parametrize("split", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (40, 2, 3, 1), (4, 30, 1, 2)])
+def test_energies_are_the_squares_of_the_singular_values(
+    shape: tuple[int, ...], split: int
+) -> None:
+    kernel = np.random.default_rng(0).standard_normal(shape)
+    pairs = [
+        (svd.channel_energies(kernel), svd.channel_spectrum(kernel)),
+        (svd.spatial_energies(kernel, split), svd.spatial_spectrum(kernel, split)),
+    ]
+    for energies, spectrum in pairs:
+        # Rounding of the largest eigenvalue, times the sums over at most 120 entries.
+        np.testing.assert_allclose(energies, spectrum**2, rtol=0, atol=1e-13 * spectrum[0] ** 2)
+
+
+def test_no_energy_is_below_zero() -> None:
+    kernel = np.outer(np.arange(1.0, 9), np.arange(1.0, 9)).reshape(8, 8, 1)
+    assert (svd.channel_energies(kernel) >= 0).all()

@@ -23,6 +23,7 @@ Build = Callable[..., onnx.ModelProto]
 PUBLISHED = [
     pytest.param(alexnet.build, {}, 60_965_224, 724, 1, id="alexnet"),
     pytest.param(vgg.build, {}, 138_357_544, 15_470, 10, id="vgg16"),
+    pytest.param(vgg.build, {"depth": 19}, 143_667_240, 19_630, 10, id="vgg19"),
     pytest.param(resnet.build, {"depth": 18}, 11_689_512, 1_810, 10, id="resnet18"),
     pytest.param(resnet.build, {"depth": 50}, 25_557_032, 4_090, 10, id="resnet50"),
     pytest.param(mobilenet.build, {}, 3_504_872, 300, 10, id="mobilenet_v2"),

@@ -29,6 +29,7 @@ class TestErrorThatIsTolerated:
             Goal(size=0.5),
             Goal(max_accuracy_drop=0.01),
             Goal(max_accuracy_drop=0),
+            Goal(min_agreement=0.99),
         ],
     )
     def test_is_none_where_the_goal_is_another(self, goal: Goal) -> None:
@@ -49,10 +50,32 @@ class TestErrorThatIsTolerated:
         (Goal(max_error=0.02), "a relative error of the outputs of at most 0.02"),
         (Goal(max_accuracy_drop=0.01), "a score at most 0.01 lower"),
         (Goal(max_accuracy_drop=0), "a score at most 0 lower"),
+        (Goal(min_agreement=0.99), "the same top class on 99 % of the samples"),
     ],
 )
 def test_a_goal_is_a_phrase(goal: Goal, phrase: str) -> None:
     assert str(goal) == phrase
+
+
+@pytest.mark.parametrize(
+    ("goal", "baseline", "least"),
+    [
+        (Goal(max_accuracy_drop=0.01), 0.9, 0.89),
+        (Goal(max_accuracy_drop=0), 33.2, 33.2),
+        (Goal(min_agreement=0.99), None, 0.99),
+        (Goal(min_agreement=0.99), 0.9, 0.99),
+    ],
+)
+def test_goals_of_a_score_say_what_is_enough(
+    goal: Goal, baseline: float | None, least: float
+) -> None:
+    assert goal.scored
+    assert goal.least(baseline) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("goal", [Goal(), Goal(speedup=2), Goal(macs=0.5), Goal(max_error=0.1)])
+def test_other_goals_need_no_score(goal: Goal) -> None:
+    assert not goal.scored
 
 
 class TestRefused:
@@ -70,6 +93,8 @@ class TestRefused:
             ("parameters", 50, "The goal parameters must lie in (0, 1]; not 50."),
             ("max_error", 0.0, "The goal max_error must lie in (0, 1]; not 0."),
             ("max_error", 1.01, "The goal max_error must lie in (0, 1]; not 1.01."),
+            ("min_agreement", 0.0, "The goal min_agreement must lie in (0, 1]; not 0."),
+            ("min_agreement", 99, "The goal min_agreement must lie in (0, 1]; not 99."),
             ("max_accuracy_drop", math.nan, None),
             ("max_accuracy_drop", -0.01, None),
         ],
