@@ -29,11 +29,11 @@ from onnxcp.profiling.inputs import Shape, name_shapes, session_inputs
 from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
 from onnxcp.profiling.session import infer
 from onnxcp.progress import Progress, silent
-from onnxcp.reporting.units import nbytes
 from onnxcp.rewriting import Rewrite, Work, by_choice, by_passes, given_back
 from onnxcp.settings import Settings
 from onnxcp.sizes import by_size, bytes_wanted, first_share, judged_by_size
 from onnxcp.training import Finetuned, Told
+from onnxcp.units import nbytes
 from onnxcp.verification import (
     Evaluate,
     Verification,

@@ -46,8 +46,9 @@ def inspect(
     one sample, in percent of those listed. Time is in percent of that of the whole model. Layers
     whose places chains have taken already are listed after them, if the model says so.
     """
+    from onnxcp import units
     from onnxcp.graph.model import load
-    from onnxcp.reporting import facts, table, units
+    from onnxcp.reporting import facts, table
     from onnxcp.reporting.inspection import inspect_model
 
     with terminal.progress() as progress:
@@ -91,7 +92,7 @@ def inspect(
 
 
 def _cells(layer: Layer, found: Inspection) -> tuple[str, ...]:
-    from onnxcp.reporting import units
+    from onnxcp import units
 
     total = sum(each.macs or 0 for each in found.layers)
     group = f"\n{layer.group} groups" if layer.group > 1 else ""

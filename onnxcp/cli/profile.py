@@ -129,7 +129,8 @@ def profile(
 
 def _show_nodes(terminal: Terminal, times: list[dict[str, float]]) -> None:
     """Show the times of one model, or of one and its baseline."""
-    from onnxcp.reporting import table, units
+    from onnxcp import units
+    from onnxcp.reporting import table
 
     names = list(dict.fromkeys(name for each in reversed(times) for name in each))
     totals = [sum(each.values()) for each in times]

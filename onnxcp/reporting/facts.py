@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxcp import units
 from onnxcp.graph.refusal import Refusal, main_refusal
 from onnxcp.profiling.compare import OutputDifference
-from onnxcp.reporting import plans, tuned, units
+from onnxcp.reporting import plans, tuned
 
 if TYPE_CHECKING:
     from onnxcp.graph.site import Site

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
+from onnxcp import units
 from onnxcp.profiling.environment import describe
-from onnxcp.reporting import facts, picture, plans, units
+from onnxcp.reporting import facts, picture, plans
 from onnxcp.reporting.picture import Mark, Picture
 
 if TYPE_CHECKING:

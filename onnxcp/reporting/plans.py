@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnxcp.reporting import units
+from onnxcp import units
 
 if TYPE_CHECKING:
     from onnxcp.planned import Planned

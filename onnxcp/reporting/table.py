@@ -10,9 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxcp import units
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.timing import Latency
-from onnxcp.reporting import facts, plans, units
+from onnxcp.reporting import facts, plans
 
 if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcp.reporting import units
+from onnxcp import units
 from onnxcp.training import Epoch, Finetuned, Score
 
 

@@ -57,7 +57,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     ) -> Optimized:
         monkeypatch.setattr("onnxcp.planning.latency.in_turns", made_up_turns(chain_ratio))
         monkeypatch.setattr("onnxcp.finishing.measure", lambda _, **__: Latency((4e-3,) * 10))
-        for module in ("onnxcp.verification", "onnxcp.planned"):
+        for module in ("onnxcp.verification", "onnxcp.finishing"):
             monkeypatch.setattr(f"{module}.paired", made_up(network_ratio))
         return optimize(network(), settings, **options)
 

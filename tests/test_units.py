@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from onnxcp.reporting import units
+from onnxcp import units
 
 
 @pytest.mark.parametrize(
