@@ -214,10 +214,12 @@ class Judge:
 
     def agreement(self, chosen: Chosen) -> float:
         """Return the share of samples with the same top class."""
+        if not chosen:
+            return 1.0
         key = frozenset(chosen.values())
         if key not in self.seen:
             made = self._network.outputs(self.built(chosen), self._network.samples)
-            self.seen[key] = float(np.mean(made == self._wanted)) if chosen else 1.0
+            self.seen[key] = float(np.mean(made == self._wanted))
         return self.seen[key]
 
     def built(self, chosen: Chosen) -> Model:
