@@ -67,9 +67,9 @@ def _message_digest(message: Message) -> str:
     kind = message.DESCRIPTOR.name
     ignored = _DESCRIBES | _SAYS_NOTHING.get(kind, set())
     fields: list[tuple[str, object]] = []
-    if isinstance(message, onnx.TensorProto) and (data := raw_bytes(message)) is not None:
+    if isinstance(message, onnx.TensorProto) and (data := _data_digest(message)) is not None:
         ignored |= _STORES
-        fields.append(("data", _bytes_digest(data)))
+        fields.append(("data", data))
     for field, value in message.ListFields():
         if field.name in ignored:
             continue
@@ -90,3 +90,9 @@ def _value(value: Any) -> Any:
 
 def _bytes_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _data_digest(tensor: onnx.TensorProto) -> str | None:
+    """Return the digest of a tensor's elements, which are let go of; None if there are no bytes."""
+    data = raw_bytes(tensor)
+    return None if data is None else _bytes_digest(data)

@@ -330,7 +330,7 @@ def problems(draw: st.DrawFn) -> tuple[str, list[Array], Array, Array]:
 
 
 @given(problem=problems(), dtype=st.sampled_from([np.float32, np.float64]))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 def test_no_sweep_makes_it_worse(
     problem: tuple[str, list[Array], Array, Array], dtype: type
 ) -> None:

@@ -166,7 +166,7 @@ def one(row: str) -> str:
 
 GIVE = "give family and ranks, or keep with a reason"
 BESIDE = "keep cannot stand beside family and ranks"
-FIELDS = "site, family, ranks, keep, fixed, before_ms, after_ms, error, distortion"
+FIELDS = "site, family, ranks, keep, fixed, before_ms, after_ms, error, distortion, cosine"
 POSITIVE = "must be a finite number from 0 on"
 A_ROW = "a row must be a mapping such as {site: conv1, family: cp3, ranks: [16]}"
 
@@ -326,7 +326,7 @@ class TestAFileIsRefused:
             ),
             (
                 "site: []",
-                "there is no field 'site'; there are: onnxcp_plan, model, made_on, goal, "
+                "there is no field 'site'; there are: onnxcp_plan, model, made_on, goal, finish, "
                 "predicted, measured, sites",
             ),
         ],
