@@ -415,19 +415,21 @@ def image_teacher() -> onnx.ModelProto:
     return other
 
 
+def kept_in(path: Path, **changes: Any) -> Training:
+    return replace(QUICK, checkpoint=path, checkpoint_seconds=0.0, **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the checkpoint of a training that is over."""
+    path = tmp_path_factory.mktemp("finished") / "c"
+    finetune(student(), teacher(), data(), kept_in(path))
+    return path
+
+
 class TestCheckpoints:
-    def settings(self, path: Path, **changes: Any) -> Training:
-        return replace(QUICK, checkpoint=path, checkpoint_seconds=0.0, **changes)
-
-    @pytest.fixture(scope="class")
-    def finished(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """The checkpoint of a training that is over."""
-        path = tmp_path_factory.mktemp("finished") / "c"
-        finetune(student(), teacher(), data(), self.settings(path))
-        return path
-
     def test_a_training_that_is_over_stays_over(self, tmp_path: Path, finished: Path) -> None:
-        settings = self.settings(tmp_path / "c")
+        settings = kept_in(tmp_path / "c")
         done = tuned()
         shutil.copy(finished, settings.checkpoint)
         again = finetune(student(), teacher(), data(), replace(settings, resume=True))
@@ -438,7 +440,7 @@ class TestCheckpoints:
     def test_going_on_ends_as_if_never_interrupted(
         self, tmp_path: Path, stop: int, optimizer: str
     ) -> None:
-        settings = self.settings(tmp_path / "c", augment="flip", optimizer=optimizer)
+        settings = kept_in(tmp_path / "c", augment="flip", optimizer=optimizer)
         whole = tuned(optimizer, augment="flip")
         count = 0
 
@@ -456,9 +458,7 @@ class TestCheckpoints:
         assert found.before == whole.before
 
     def test_no_checkpoint_is_no_hindrance(self, tmp_path: Path) -> None:
-        result = finetune(
-            student(), teacher(), data(), self.settings(tmp_path / "none", resume=True)
-        )
+        result = finetune(student(), teacher(), data(), kept_in(tmp_path / "none", resume=True))
         assert result.improved
 
     @pytest.mark.parametrize(
@@ -466,12 +466,12 @@ class TestCheckpoints:
         [("rate", {"rate": 1e-5}), ("seed", {"seed": 7}), ("epochs", {"epochs": 5})],
     )
     def test_of_other_settings(self, finished: Path, what: str, change: dict[str, Any]) -> None:
-        settings = self.settings(finished)
+        settings = kept_in(finished)
         with pytest.raises(DataError, match=f"is of another run: of another {what};"):
             finetune(student(), teacher(), data(), replace(settings, resume=True, **change))
 
     def test_of_another_model_or_teacher_or_other_data(self, finished: Path) -> None:
-        again = self.settings(finished, resume=True)
+        again = kept_in(finished, resume=True)
         with pytest.raises(DataError, match="another model"):
             finetune(rewritten(teacher(), rank=2), teacher(), data(), again)
         with pytest.raises(DataError, match="another teacher"):
@@ -485,9 +485,9 @@ class TestCheckpoints:
         with pytest.raises(
             DataError, match="is not a checkpoint of a fine-tuning, or is truncated"
         ):
-            finetune(student(), teacher(), data(), self.settings(tmp_path / "c", resume=True))
+            finetune(student(), teacher(), data(), kept_in(tmp_path / "c", resume=True))
 
     def test_of_something_else(self, tmp_path: Path) -> None:
         torch.save({"weights": torch.zeros(2)}, tmp_path / "c")
         with pytest.raises(DataError, match="is not a checkpoint"):
-            finetune(student(), teacher(), data(), self.settings(tmp_path / "c", resume=True))
+            finetune(student(), teacher(), data(), kept_in(tmp_path / "c", resume=True))
