@@ -9,7 +9,7 @@ The public names, each imported when it is first used:
 - `load`, `save`, `Model`: models that lose no field.
 - `find_sites`, `Site`, `Refusal`: weights that may be factorised, and why others may not.
 - `Pass`, `PassManager`, `parse_pipeline`, `registered_passes`: rewriting passes.
-- `FactorizePass`, `ProductPass`: families of decompositions.
+- `FactorizePass`, `ProductPass`, `SvdPass`: families of decompositions.
 - `Machine`: where networks run.
 - `OnnxcpError`: what is raised on bad input.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from onnxcp.planning.cosine import CosineSvd
     from onnxcp.planning.goal import Goal
     from onnxcp.planning.plan import Plan, load_plan, save_plan
-    from onnxcp.product import ProductPass
+    from onnxcp.product import ProductPass, SvdPass
     from onnxcp.profiling.machine import Machine
     from onnxcp.refit import RefitSettings
     from onnxcp.settings import Settings
@@ -63,6 +63,7 @@ _HOMES = {
     "Refusal": "onnxcp.graph.refusal",
     "Settings": "onnxcp.settings",
     "Site": "onnxcp.graph.site",
+    "SvdPass": "onnxcp.product",
     "Training": "onnxcp.training",
     "find_sites": "onnxcp.graph.site",
     "load": "onnxcp.graph.model",
@@ -97,6 +98,7 @@ __all__ = [
     "Refusal",
     "Settings",
     "Site",
+    "SvdPass",
     "Training",
     "find_sites",
     "load",

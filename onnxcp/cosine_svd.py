@@ -41,6 +41,7 @@ from onnxcp.planning.responses import forms_of_responses
 from onnxcp.planning.search import Round
 from onnxcp.planning.strategy import accept
 from onnxcp.planning.survey import Surveyed
+from onnxcp.product import SvdPass
 from onnxcp.profiling.compare import Batch
 from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
 from onnxcp.trials import MOST, Chosen, Trials
@@ -114,7 +115,7 @@ def _compared(work: Work, preset: CosineSvd) -> tuple[Rewrite, list[Compared]]:
     """Find the forms of all sites, and how similar they are at which rank."""
     prepared, records = fold(work.original)
     sites, refusals = find_sites(prepared)
-    offered = _menu(work)
+    offered, cut = _menu(work)
     bare = Rewrite(prepared, None, (), tuple(refusals), records)
     found: dict[Site, Compared] = {}
     cuttable = {}
@@ -125,10 +126,7 @@ def _compared(work: Work, preset: CosineSvd) -> tuple[Rewrite, list[Compared]]:
         found[site] = Compared(site, shape, macs, reasons=() if refusal is None else (refusal,))
         if refusal is not None or shape is None or macs is None:
             continue
-        looks = {
-            family: worthwhile(site, family, shape, macs, offered.round_to)
-            for family in offered.families
-        }
+        looks = {family: worthwhile(site, family, shape, macs, offered.round_to) for family in cut}
         reasons = tuple(each for each in looks.values() if isinstance(each, Refusal))
         found[site] = replace(found[site], reasons=reasons)
         cuttable[site] = [(f, each) for f, each in looks.items() if not isinstance(each, Refusal)]
@@ -150,21 +148,23 @@ def _compared(work: Work, preset: CosineSvd) -> tuple[Rewrite, list[Compared]]:
     return bare, list(found.values())
 
 
-def _menu(work: Work) -> Menu:
-    """Return the families that an SVD makes, and the sites that are wanted."""
+def _menu(work: Work) -> tuple[Menu, list[SvdPass]]:
+    """Return what is offered, all of which an SVD makes, and its families by themselves."""
     settings = work.settings
     installed = families()
     names = settings.families or tuple(each for each in FAMILIES if each in installed)
     # Without a multiple, ranks are what the rule says: the preset is about parameters.
     ruled = replace(settings, families=names, round_to=settings.round_to or 1)
     offered = menu(ruled, work.cache, searching=True)
+    cut: list[SvdPass] = []
     for family in offered.families:
-        if not family.nested:
-            known = ", ".join(name for name, each in installed.items() if each.nested)
+        if not isinstance(family, SvdPass):
+            known = ", ".join(n for n, each in installed.items() if isinstance(each, SvdPass))
             raise OnnxcpError(
                 f"{NAME} cannot choose ranks of {family.name} by one SVD; it can of: {known}."
             )
-    return offered
+        cut.append(family)
+    return offered, cut
 
 
 def _batches(work: Work) -> list[Batch]:

@@ -82,9 +82,6 @@ class FactorizePass(Pass):
     mixes_outputs: ClassVar[bool] = True
     """Whether `mixed` can be called."""
 
-    nested: ClassVar[bool] = False
-    """Whether `truncated` can be called: factors of a rank hold those of every lower one."""
-
     rank: int | tuple[int, ...] | None = None
     energy: float | None = None
     cosine: float | None = None
@@ -128,18 +125,6 @@ class FactorizePass(Pass):
             If this family has none.
         """
         raise PassError(f"Pass '{self.name}' has no spectrum to tell from noise: no evbmf=.")
-
-    def energies(self, site: Site) -> Floats:
-        """Return what the terms of the SVD hold of the kernel's squared norm, largest first.
-
-        What a rank R of each group keeps is the sum of the first R.
-        """
-        found: Floats = np.sum([self.group_energies(each) for each in site.group_kernels()], axis=0)
-        return found
-
-    def group_energies(self, kernel: Floats) -> Floats:
-        """Return the same for one group; for families that are `nested`."""
-        raise NotImplementedError(f"{self.name} has no spectrum")
 
     def ranks_above_noise(self, site: Site) -> Ranks:
         """Return the ranks that stand out of noise, the largest of all groups."""
@@ -259,27 +244,6 @@ class FactorizePass(Pass):
         mixing : (T, T / G) ndarray
             What to make of the outputs of each group.
         """
-
-    def truncated(self, site: Site, factors: Factors, rank: int) -> Factors:
-        """Return the factors of a lower rank that are part of given ones.
-
-        For families of one rank and two factors, in each of which the leading terms of an SVD
-        stand first.
-
-        Parameters
-        ----------
-        site
-            The site.
-        factors
-            What `factorize` returned for at least this rank.
-        rank
-            Of each group.
-        """
-        if not self.nested:
-            raise NotImplementedError(f"{self.name} holds no factors of lower ranks")
-        first, last = factors
-        groups = [each[:rank] for each in np.split(first, site.group)]
-        return np.concatenate(groups), np.ascontiguousarray(last[:, :rank])
 
     def forms(self) -> tuple[FactorizePass, ...]:
         """Return what the family has to offer: itself, or several with paths of their own.

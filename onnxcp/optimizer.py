@@ -386,7 +386,8 @@ def _with_weights(
     """Return both for other weights, on which time does not depend."""
     if model is rewrite.plain:
         return rewrite, verification
-    model, _ = work.finished(model)
+    if rewrite.endings:
+        model, _ = work.finished(model)
     differences, score = work.differences(model), work.scored(model)
     scores = None if score is None or work.baseline is None else (work.baseline, score)
     rewrite = replace(rewrite, model=model, differences=differences)

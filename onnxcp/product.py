@@ -1,6 +1,7 @@
 """Families whose kernels are products of their factors, which is nearly all of them.
 
-Such a family says how its factors multiply; what a refit needs follows from that.
+Such a family says how its factors multiply; what a refit needs follows from that. Where an SVD
+makes them, one is enough for all ranks.
 """
 
 from __future__ import annotations
@@ -79,6 +80,43 @@ class ProductPass(FactorizePass):
         """Mix the outputs of the last factor."""
         *others, last = factors
         return (*others, mixed_outputs(last, mixing, site.group))
+
+
+@dataclass(frozen=True)
+class SvdPass(ProductPass):
+    """Replaces kernels by the leading terms of one SVD: a rank holds what every lower one does.
+
+    Options are those of `FactorizePass`. There is one rank and there are two factors, in each of
+    which the leading terms stand first.
+    """
+
+    def energies(self, site: Site) -> Floats:
+        """Return what the terms of the SVD hold of the kernel's squared norm, largest first.
+
+        What a rank R of each group keeps is the sum of the first R.
+        """
+        found: Floats = np.sum([self.group_energies(each) for each in site.group_kernels()], axis=0)
+        return found
+
+    @abstractmethod
+    def group_energies(self, kernel: Floats) -> Floats:
+        """Return the same for one group."""
+
+    def truncated(self, site: Site, factors: Factors, rank: int) -> Factors:
+        """Return the factors of a lower rank that are part of given ones.
+
+        Parameters
+        ----------
+        site
+            The site.
+        factors
+            What `factorize` returned for at least this rank.
+        rank
+            Of each group.
+        """
+        first, last = factors
+        groups = [each[:rank] for each in np.split(first, site.group)]
+        return np.concatenate(groups), np.ascontiguousarray(last[:, :rank])
 
 
 def _operands(product: Product, site: Site, factors: Factors) -> list[list[Floats]]:

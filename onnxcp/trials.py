@@ -16,6 +16,7 @@ from onnxcp.planning.cosine import Compared, Cut
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.planner import Forecast
 from onnxcp.planning.search import Round
+from onnxcp.product import SvdPass
 from onnxcp.rewriting import Rewrite, Work
 
 Chosen = Mapping[Site, Cut]
@@ -128,6 +129,7 @@ class Trials:
         chains = {}
         for site, cut in chosen.items():
             family, (rank,) = cut.offer.family, cut.offer.ranks
+            assert isinstance(family, SvdPass), "nothing else is compared"
             key = site, family.name
             if key not in self._factors or len(self._factors[key][0]) < rank * site.group:
                 self._factors[key] = family.factorize(site, (rank,))

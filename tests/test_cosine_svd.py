@@ -108,7 +108,9 @@ class TestACosine:
         assert len(replaced(result)) >= 2
         for decision in result.decisions:
             if decision.result is None:
-                assert "break-even" in rows(result)[decision.site.name].keep  # type: ignore[operator]
+                keep = rows(result)[decision.site.name].keep
+                assert keep is not None
+                assert "break-even" in keep
                 continue
             cosine = rows(result)[decision.site.name].cosine
             assert cosine is not None
@@ -259,8 +261,8 @@ class TestRefits:
         assert replaced(plain) == replaced(fitted)
         assert plain.verification is not None
         assert fitted.verification is not None
-        errors = [r.verification.differences[0].error for r in (plain, fitted)]  # type: ignore[union-attr]
-        assert errors[1] < errors[0]
+        before, after = (each.verification.differences[0] for each in (plain, fitted))
+        assert after.error < before.error
 
     def test_are_given_up_where_they_take_a_score_out_of_bounds(self) -> None:
         """Labels of a chance are what no refit knows of."""
@@ -357,6 +359,11 @@ class TestPlans:
             {"goal": Goal(speedup=2)},
             "The preset cosine-svd is about parameters and multiply-adds, and cannot aim at "
             "2 times faster.",
+        ),
+        (
+            {"goal": Goal(size=0.5)},
+            "The preset cosine-svd is about parameters and multiply-adds, and cannot aim at "
+            "50 % of the file's size.",
         ),
         (
             {"goal": Goal(parameters=0.5), "preset": CosineSvd(0.9)},

@@ -164,6 +164,25 @@ def test_given_passes_are_all_there_is(clock: Clockwork) -> None:
     assert has_max(result)
 
 
+def test_what_it_did_not_end_stays_without_it_in_training(clock: Clockwork) -> None:
+    g = GraphBuilder("alike")
+    x = g.input("image", ["N", 4, 8, 8])
+    x = g.conv(x, 4, 32, 3, name="one", pads=1)
+    x = g.node("Max", g.split(x, 2, name="split"), name="max")
+    x = g.conv(g.relu(x), 16, 16, 3, name="two", pads=1)
+    proto = g.model([g.conv(g.relu(x), 16, 16, 3, name="three", pads=1)])
+    settings = Settings(
+        goal=Goal(parameters=0.7),
+        families=("coupled-tensor-train",),
+        cached=False,
+        training=Training(epochs=1, batch=8, rate=1e-4),
+    )
+    result = optimize(proto, settings, data=DATA)
+    assert result.improved
+    assert result.endings == ()
+    assert has_max(result)
+
+
 def test_training_sees_the_network_ahead_of_it(
     clock: Clockwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:

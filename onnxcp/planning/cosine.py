@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcp.errors import OnnxcpError
-from onnxcp.factorize import FactorizePass
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
 from onnxcp.linalg.ranks import rank_on_curve, weight_cosines
 from onnxcp.planning.offer import Offer
+from onnxcp.product import SvdPass
 
 NAME = "cosine-svd"
 FAMILIES = ("channel-svd", "spatial-svd")
@@ -110,7 +110,7 @@ class Form:
         Ranks below break-even, rising, and the similarity at each.
     """
 
-    family: FactorizePass
+    family: SvdPass
     ranks: npt.NDArray[np.int64]
     cosines: npt.NDArray[np.float64]
 
@@ -186,7 +186,7 @@ def cost(offer: Offer, what: str) -> int:
 
 
 def worthwhile(
-    site: Site, family: FactorizePass, shape: Sequence[int], macs: int, round_to: int
+    site: Site, family: SvdPass, shape: Sequence[int], macs: int, round_to: int
 ) -> npt.NDArray[np.int64] | Refusal:
     """Return the ranks at which a chain has fewer parameters and multiply-adds than its site.
 
@@ -214,6 +214,6 @@ def worthwhile(
     return np.arange(round_to, most + 1, round_to)
 
 
-def form_of_weights(site: Site, family: FactorizePass, ranks: npt.NDArray[np.int64]) -> Form:
+def form_of_weights(site: Site, family: SvdPass, ranks: npt.NDArray[np.int64]) -> Form:
     """Return how similar a family is to the weights of a site, by one spectrum of each group."""
     return Form(family, ranks, weight_cosines(np.sqrt(family.energies(site)))[ranks - 1])

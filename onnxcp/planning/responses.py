@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from onnxcp.calibration.statistics import sample
 from onnxcp.calibration.stream import Stop, Stream
-from onnxcp.factorize import FactorizePass, Factors
+from onnxcp.factorize import Factors
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
 from onnxcp.linalg.activations import Activation, identity
 from onnxcp.linalg.ranks import response_cosines
 from onnxcp.planning.cosine import Form
+from onnxcp.product import SvdPass
 from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.machine import Machine
 from onnxcp.progress import Progress, silent
@@ -27,7 +28,7 @@ from onnxcp.refit.activation import activations_behind
 from onnxcp.refit.stops import bias_of, pairs_of
 
 Array = npt.NDArray[Any]
-Cuttable = Mapping[Site, Sequence[tuple[FactorizePass, npt.NDArray[np.int64]]]]
+Cuttable = Mapping[Site, Sequence[tuple[SvdPass, npt.NDArray[np.int64]]]]
 
 _WORK = 2**24  # entries of the rows that are compared, where they are wide,
 _ROWS = 1000  # but so many rows at least
@@ -93,7 +94,7 @@ def _taken(stop: Stop, batches: int) -> tuple[Array, Array, Array] | None:
 
 def _form(
     site: Site,
-    family: FactorizePass,
+    family: SvdPass,
     ranks: npt.NDArray[np.int64],
     x: Array,
     target: Array,
@@ -110,7 +111,7 @@ def _form(
 
 def _products(
     site: Site,
-    family: FactorizePass,
+    family: SvdPass,
     factors: Factors,
     ranks: npt.NDArray[np.int64],
     x: Array,

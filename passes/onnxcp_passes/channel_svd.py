@@ -27,17 +27,16 @@ from onnxcp.linalg.moments import reduced_rank
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import channel_energies, channel_spectrum, channel_svd
-from onnxcp.product import SPATIAL, ProductPass
+from onnxcp.product import SPATIAL, SvdPass
 
 
 @dataclass(frozen=True)
-class ChannelSvd(ProductPass):
+class ChannelSvd(SvdPass):
     """Cuts a kernel into a convolution with R filters and a 1x1 convolution (or two products)."""
 
     name = "channel-svd"
     summary = "k conv S->R, 1x1 conv R->T; Gemm and MatMul: two products"
     cuts_outputs = True
-    nested = True
 
     def applies(self, site: Site) -> Refusal | None:  # noqa: ARG002
         """Return None: every site can be cut."""

@@ -28,18 +28,17 @@ from onnxcp.graph.site import Site
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import spatial_energies, spatial_spectrum, spatial_svd
-from onnxcp.product import SPATIAL, ProductPass
+from onnxcp.product import SPATIAL, SvdPass
 from onnxcp_passes.refusals import needs_kernel
 
 
 @dataclass(frozen=True)
-class OutputFirstSvd(ProductPass):
+class OutputFirstSvd(SvdPass):
     """Cuts a kernel into a 1x1 convolution with R filters and a convolution."""
 
     name = "output-first-svd"
     summary = "1x1 conv S->R, k conv R->T"
     named_only = True
-    nested = True
 
     def applies(self, site: Site) -> Refusal | None:
         """Refuse matrices and 1x1 kernels, where the chain is that of `channel-svd`."""

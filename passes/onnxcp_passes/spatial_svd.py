@@ -27,12 +27,12 @@ from onnxcp.graph.site import Site
 from onnxcp.linalg.multilinear import Product
 from onnxcp.linalg.ranks import rank_for_energy
 from onnxcp.linalg.svd import spatial_energies, spatial_spectrum, spatial_svd
-from onnxcp.product import SPATIAL, ProductPass
+from onnxcp.product import SPATIAL, SvdPass
 from onnxcp_passes.refusals import needs_splittable_axes
 
 
 @dataclass(frozen=True)
-class SpatialSvd(ProductPass):
+class SpatialSvd(SvdPass):
     """Cuts a kernel between its spatial axes.
 
     Attributes
@@ -45,7 +45,6 @@ class SpatialSvd(ProductPass):
 
     name = "spatial-svd"
     summary = "k x 1 conv S->R, 1 x k conv R->T"
-    nested = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
