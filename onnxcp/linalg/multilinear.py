@@ -29,6 +29,7 @@ _SWEEPS = 6
 _STEPS = 12  # of conjugate gradients for one factor
 _ENOUGH = 0.3  # relative residual at which a factor is solved well enough for this sweep
 _CANCELLED = 1e5  # roundings that an error must be worth to be taken for a difference of sums
+_FLAT = 300  # roundings that the image of a direction must be worth for a step along it
 _JITTER = 1e-9  # of the mean diagonal, added to Gram matrices of features before they are solved
 _DAMPING = 1e-4  # likewise to what preconditions: with less, directions without effect blow up
 
@@ -187,8 +188,10 @@ class _Problem:
         solved = mixed.T.reshape([sizes[c] for c in order]).astype(self.gram.dtype)
         self.factors[last] = np.einsum(f"{''.join(order)}->{letters}", solved)
         rest = self.power + float(np.vdot(mixed, normal @ mixed) - 2 * np.vdot(mixed, right))
-        # Of a difference of near equals, only its own rounding would be left.
-        sure = rest > _CANCELLED * np.finfo(self.gram.dtype).eps * self.power
+        # Of a difference of near equals, only its own rounding would be left. Where features are
+        # nearly dependent, the terms of its sums are larger than the sums.
+        terms = self.power + float(np.linalg.norm(normal) * np.vdot(mixed, mixed))
+        sure = rest > _CANCELLED * np.finfo(self.gram.dtype).eps * terms
         return rest / self.power if sure else self.error()
 
     def reduce(self) -> None:
@@ -229,12 +232,16 @@ class _Problem:
                 operands, letters, kernel.reshape(shape), rest[last], *(rest[i] for i in first)
             )
 
-        precondition = self._preconditioner(letters, others, rest)
+        # A direction that the other factors map to nothing has an image and a curvature of
+        # rounding alone, along which a step has no effect and no end.
+        flat = (_FLAT * float(np.finfo(self.gram.dtype).eps)) ** 2
+        flat *= float(np.linalg.norm(self.gram)) * prod(float(np.vdot(f, f)) for f in rest)
         self.factors[position] = _conjugate_gradients(
             lambda values: adjoint(forward(values) @ self.gram),
             adjoint(weighted),
             self.factors[position],
-            precondition,
+            self._preconditioner(letters, others, rest),
+            flat,
         )
 
     def _preconditioner(self, letters: str, others: list[str], rest: list[Floats]) -> Any:
@@ -344,7 +351,10 @@ def contract(operands: Sequence[str], result: str, *values: Floats) -> Floats:
     return np.asarray(current if letters == result else np.einsum(f"{letters}->{result}", current))
 
 
-def _conjugate_gradients(normal: Any, right: Floats, start: Floats, precondition: Any) -> Floats:
+def _conjugate_gradients(
+    normal: Any, right: Floats, start: Floats, precondition: Any, flat: float
+) -> Floats:
+    """Take steps towards ``normal(x) = right``, none along what curves by less than `flat`."""
     values = start
     residual = right - normal(values)
     direction = precondition(residual)
@@ -357,7 +367,7 @@ def _conjugate_gradients(normal: Any, right: Floats, start: Floats, precondition
             break
         image = normal(direction)
         curvature = float(np.vdot(direction, image))
-        if curvature <= 0:
+        if curvature <= flat * float(np.vdot(direction, direction)):
             break
         step = product / curvature
         values = values + step * direction
