@@ -7,7 +7,7 @@ from dataclasses import replace
 import onnxruntime as ort
 
 from onnxcp.graph.model import Model
-from onnxcp.passes import PassManager, registered_passes
+from onnxcp.passes import LowerPass, PassManager, registered_passes
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.profiling.session import Runner
 from onnxcp.profiling.timing import Trial, measure, paired
@@ -30,8 +30,8 @@ def with_finish(work: Work) -> Work:
     """
     settings = work.settings
     if settings.plan is not None:
-        text = settings.plan.finish
-        return replace(work, finish=tuple(parse_pipeline(text)) if text else ())
+        passes = parse_pipeline(settings.plan.finish) if settings.plan.finish else ()
+        return replace(work, finish=tuple(e for e in passes if not isinstance(e, LowerPass)))
     if settings.passes:
         return work
     prepared, _ = fold(work.original)

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
-from onnxcp.calibration.data import Data, load_calibration, load_labelled, load_training
+from onnxcp.calibration.data import load_training
 from onnxcp.calibration.sources import CalibrationSource, DataSource
 from onnxcp.cosine_svd import by_cosine, is_limited, outlined_by_cosine, wanted
 from onnxcp.errors import OnnxcpError
 from onnxcp.finishing import with_finish
-from onnxcp.graph.model import Model, ModelSource, load
+from onnxcp.graph.model import Model, ModelSource
 from onnxcp.graph.refusal import Refusal
-from onnxcp.graph.shapes import infer_shapes
-from onnxcp.graph.summary import Summary, counted_tensors, summarize
+from onnxcp.graph.summary import Summary, summarize
+from onnxcp.loading import shapes_of, work_for
+from onnxcp.lowering import FULL, Steps, in_full, lowered, steps, with_precision
 from onnxcp.passes import PassRecord
 from onnxcp.planned import Planned, by_goal, by_plan, outlined, plan_of
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.option import Decision
 from onnxcp.planning.plan import Plan
-from onnxcp.profiling.compare import OutputDifference, compare
-from onnxcp.profiling.inputs import Shape, name_shapes, session_inputs
-from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
-from onnxcp.profiling.session import infer
+from onnxcp.profiling.compare import OutputDifference
+from onnxcp.profiling.inputs import Shape, session_inputs
 from onnxcp.progress import Progress, silent
 from onnxcp.rewriting import Rewrite, Work, by_choice, by_passes, given_back
 from onnxcp.settings import Settings
@@ -36,9 +34,8 @@ from onnxcp.training import Finetuned, Told
 from onnxcp.units import nbytes
 from onnxcp.verification import (
     Evaluate,
+    Step,
     Verification,
-    agreement,
-    scorer,
     verify,
 )
 
@@ -92,6 +89,12 @@ class Optimized:
         Plans for the speed-ups of the settings' frontier, and what came of them.
     finetuned
         What fine-tuning did; None where there was none.
+    precision
+        In which the network is deployed.
+    steps
+        What lies between the original and a network of lower precision; empty elsewhere.
+    told
+        What there is to say of the precision, in a sentence; else empty.
     """
 
     original: Model
@@ -112,6 +115,9 @@ class Optimized:
     plan: Plan | None = None
     frontier: tuple[Planned, ...] = ()
     finetuned: Finetuned | None = None
+    precision: str = FULL
+    steps: tuple[Step, ...] = ()
+    told: str = ""
 
 
 def optimize(
@@ -166,24 +172,23 @@ def optimize(
     """
     settings = settings or Settings()
     sized = judged_by_size(settings)
-    work = with_finish(_work(source, settings, data, labelled, evaluate, progress))
-    trains = _trains(work, training_data, told)
-    rewrite, planned = _rewritten(work)
-    verification = _verified(work, rewrite)
-    smaller = _smaller(work, rewrite, verification)
-    while verification is not None and not (_good(verification, sized) or _broken(verification)):
-        fewer = _doubted(work, rewrite)
-        if fewer is None:
-            break
-        rewrite = fewer
-        planned = None if planned is None else planned.given_back(smaller)
-        smaller = ""
-        verification = _verified(work, rewrite)
+    full = with_finish(work_for(source, settings, data, labelled, evaluate, progress))
+    trains = _trains(full, training_data, told)
+    work = with_precision(full)
+    made = _made(work)
+    if made.steps is not None and made.steps.full_is_faster:
+        # Chains may be so small that going to integers and back costs more than they gain.
+        again = in_full(full)
+        other = _made(again)
+        if other.seconds < made.seconds:
+            work, made = replace(again, told=made.steps.told_of_full), other
+    rewrite, planned, verification = made.rewrite, made.planned, made.verification
     finetuned = None
     if trains is not None and verification is not None and _worth(verification, sized):
         assert rewrite.plain is not None
         finetuned = trains(rewrite.plain)
-        rewrite, verification = _with_weights(work, rewrite, verification, finetuned.model)
+        made = _with_weights(work, made, finetuned.model)
+        rewrite, verification = made.rewrite, made.verification
 
     result = Optimized(
         original=work.original,
@@ -192,7 +197,7 @@ def optimize(
         verdict=NOTHING,
         decisions=rewrite.decisions,
         refusals=rewrite.refusals,
-        records=(*rewrite.records, *rewrite.endings),
+        records=(*rewrite.records, *rewrite.endings, *rewrite.lowerings),
         endings=rewrite.endings,
         before=summarize(work.original, work.shapes),
         after=None,
@@ -209,9 +214,12 @@ def optimize(
         finetuned=finetuned,
         frontier=tuple(by_goal(work, Goal(speedup=each))[1] for each in settings.frontier),
     )
+    result = replace(result, precision=work.settings.machine.precision, told=work.told)
+    if made.steps is not None:
+        result = replace(result, steps=made.steps.rows, told=made.steps.told)
     if rewrite.model is None or verification is None:
         return result
-    after = summarize(rewrite.model, _shapes(rewrite.model, work.feeds, settings.machine))
+    after = _summary(work, rewrite)
     result = replace(result, after=after)
     if _broken(verification):
         return replace(result, verdict=BROKEN)
@@ -257,61 +265,13 @@ def make_plan(
             "What an error allows shows only in networks that were built: optimize it, or give a "
             "cosine or a share of the parameters or MACs to keep."
         )
-    work = with_finish(_work(source, settings, data, None, None, progress))
+    work = with_precision(with_finish(work_for(source, settings, data, None, None, progress)))
     goal = settings.goal
     if settings.preset is not None:
         return outlined_by_cosine(work, settings.preset, goal)
     if goal.size is not None:
         goal = Goal(parameters=first_share(work.original, bytes_wanted(work.original, goal)))
     return outlined(work, goal)
-
-
-def _work(
-    source: ModelSource | Model,
-    settings: Settings,
-    data: DataSource | CalibrationSource | None,
-    labelled: DataSource | None,
-    evaluate: Evaluate | None,
-    progress: Progress,
-) -> Work:
-    """Load what is given; what is wrong with it shows now, before the work is begun."""
-    machine = settings.machine
-    _ = settings.target
-    original = load(source)
-    progress("loading", 0, 1)
-    session = machine.open(original)
-    calibration, scored = _data(session, data, labelled)
-    # What is there to score on has no say in a plan, which may look at what networks are timed on.
-    feeds = _feeds(session, settings.input_shapes, original.name, calibration)
-    score = scorer(feeds, scored, evaluate)
-    if settings.goal.max_accuracy_drop is not None and score is None:
-        raise OnnxcpError("A largest drop needs labelled data or a function that scores.")
-    if settings.preset is not None:
-        _ = settings.preset.of_responses(data=calibration is not None)
-    if settings.goal.min_agreement is not None:
-        _check_classes(session, feeds, calibration or scored)
-    return Work(
-        original=original,
-        settings=settings,
-        shapes=_shapes(original, feeds, machine),
-        feeds=feeds,
-        calibration=calibration,
-        samples=calibration or scored,
-        score=score,
-        baseline=None if score is None else score(session),
-        cache=settings.cache,
-        progress=progress,
-    )
-
-
-def _check_classes(session: ort.InferenceSession, feeds: Feeds, samples: Data | None) -> None:
-    """Check that there is something to agree about."""
-    if samples is None:
-        raise OnnxcpError("An agreement needs samples, to calibrate on or with labels.")
-    outputs = infer(session, feeds)
-    names = [each.name for each in session.get_outputs()]
-    if agreement(compare(lambda _: outputs, lambda _: outputs, [feeds], names)) is None:
-        raise OnnxcpError("An agreement needs an output of class scores, samples × classes.")
 
 
 def _rewritten(work: Work) -> tuple[Rewrite, Planned | None]:
@@ -372,26 +332,82 @@ def _trains(
     return train
 
 
-def _good(verification: Verification, sized: bool) -> bool:
-    return sized or verification.trial.faster
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A rewritten network as it may be handed out, and how it came about."""
+
+    rewrite: Rewrite
+    planned: Planned | None
+    verification: Verification | None
+    steps: Steps | None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of a run for each of the original."""
+        return math.inf if self.verification is None else 1 / self.verification.trial.ratio
+
+
+def _made(work: Work) -> _Made:
+    """Rewrite, and give sites back until the whole network is faster; or none are left."""
+    sized = judged_by_size(work.settings)
+    rewrite, planned = _rewritten(work)
+    made = _held(work, lowered(work, rewrite), planned)
+    smaller = _smaller(work, made.rewrite, made.verification)
+    while (found := made.verification) is not None and not (_good(made, sized) or _broken(found)):
+        fewer = _doubted(work, made.rewrite)
+        if fewer is None:
+            break
+        planned = None if planned is None else planned.given_back(smaller)
+        smaller = ""
+        made = _held(work, lowered(work, fewer), planned)
+    return made
+
+
+def _held(work: Work, rewrite: Rewrite, planned: Planned | None) -> _Made:
+    """Hold a rewritten network against the original."""
+    verification = _verified(work, rewrite)
+    there = verification is not None and verification.trial.faster
+    found = steps(work, rewrite, verification) if there and verification is not None else None
+    return _Made(rewrite, planned, verification, found)
+
+
+def _good(made: _Made, sized: bool) -> bool:
+    if sized:
+        return True
+    if made.steps is not None and not made.steps.pays:
+        return False
+    return made.verification is not None and made.verification.trial.faster
+
+
+def _summary(work: Work, rewrite: Rewrite) -> Summary:
+    """Summarize a rewritten network; what a lower precision writes otherwise counts as before."""
+    assert rewrite.model is not None
+    counted = rewrite.model
+    if work.lower is not None:
+        counted = rewrite.full or work.original
+    found = summarize(counted, shapes_of(counted, work.feeds, work.settings.machine))
+    return replace(found, nbytes=rewrite.model.file_nbytes)
 
 
 def _worth(verification: Verification, sized: bool) -> bool:
-    return _good(verification, sized) and not _broken(verification)
+    return (sized or verification.trial.faster) and not _broken(verification)
 
 
-def _with_weights(
-    work: Work, rewrite: Rewrite, verification: Verification, model: Model
-) -> tuple[Rewrite, Verification]:
-    """Return both for other weights, on which time does not depend."""
-    if model is rewrite.plain:
-        return rewrite, verification
+def _with_weights(work: Work, made: _Made, model: Model) -> _Made:
+    """Return the same for other weights, on which time does not depend."""
+    rewrite, verification = made.rewrite, made.verification
+    if model is rewrite.plain or verification is None:
+        return made
     if rewrite.endings:
         model, _ = work.finished(model)
-    differences, score = work.differences(model), work.scored(model)
+    rewrite = replace(rewrite, model=model, differences=work.differences(model))
+    rewrite = lowered(work, rewrite)
+    assert rewrite.model is not None
+    score = work.scored(rewrite.model)
     scores = None if score is None or work.baseline is None else (work.baseline, score)
-    rewrite = replace(rewrite, model=model, differences=differences)
-    return rewrite, replace(verification, differences=differences, accuracy=scores)
+    verification = replace(verification, differences=rewrite.differences, accuracy=scores)
+    found = None if made.steps is None else steps(work, rewrite, verification)
+    return replace(made, rewrite=rewrite, verification=verification, steps=found)
 
 
 def _broken(verification: Verification) -> bool:
@@ -419,8 +435,7 @@ def _smaller(work: Work, rewrite: Rewrite, verification: Verification | None) ->
         return ""
     if verification.trial.faster:
         return ""
-    shapes = _shapes(rewrite.model, work.feeds, work.settings.machine)
-    size = _size(summarize(work.original, work.shapes), summarize(rewrite.model, shapes))
+    size = _size(summarize(work.original, work.shapes), _summary(work, rewrite))
     return (
         f"{size}, but is not faster ({verification.trial}), so layers were given back, those "
         "first that gain least."
@@ -449,40 +464,3 @@ def _wanted(settings: Settings) -> str:
     if settings.energy is not None:
         return f"{100 * settings.energy:g} % of each kernel's squared norm"
     return str(settings.goal)
-
-
-def _data(
-    session: ort.InferenceSession,
-    data: DataSource | CalibrationSource | None,
-    labelled: DataSource | None,
-) -> tuple[Data | None, Data | None]:
-    """Return the samples to refit to, and those to score on."""
-    specs = session_inputs(session)
-    scored = None if labelled is None else load_labelled(labelled, specs)
-    return None if data is None else load_calibration(data, specs), scored
-
-
-def _feeds(
-    session: ort.InferenceSession, shapes: Mapping[str, Shape], label: str, samples: Data | None
-) -> dict[str, npt.NDArray[Any]]:
-    """Return what to time networks on: samples, where they have the shapes that are asked for.
-
-    Some networks run only on values that mean something (a sampling rate).
-    """
-    wanted = name_shapes(session_inputs(session), shapes)
-    if samples is not None:
-        size = max((shape[0] for shape in wanted.values() if shape), default=None)
-        size = size or samples.fixed_batch or 1
-        feeds = samples.feeds(0, np.arange(min(size, len(samples.parts[0]))))
-        if all(feeds[name].shape == shape for name, shape in wanted.items()):
-            infer(session, feeds, label=f"'{label}'")
-            return feeds
-    return runnable_feeds(session, shapes, label)
-
-
-def _shapes(model: Model, feeds: Feeds, machine: Machine) -> dict[str, Shape]:
-    """Return the shapes of all that a model's sites read and write, from inference or a run."""
-    known = infer_shapes(model, {name: value.shape for name, value in feeds.items()})
-    if missing := counted_tensors(model) - known.keys():
-        known |= observe_shapes(model, missing, feeds, machine)
-    return known

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from onnxcp.errors import OnnxcpError, PassError
 from onnxcp.graph.check import Checker
 from onnxcp.graph.model import Model
+from onnxcp.profiling.machine import Machine
 
 ENTRY_POINT_GROUP = "onnxcp.passes"
 
@@ -43,12 +44,30 @@ class Context:
     grams
         Where there are data: given the model and sites, returns for each the covariance of its
         input patches in this model, ``(P, P)``; sites of which it cannot be had are left out.
+    samples
+        Where there are data: batches of so many samples at most.
+    machine
+        Where the network will run.
     """
 
     shapes: Shapes = field(default_factory=dict)
     progress: Callable[[str], None] = lambda _: None
     refit: Callable[[Model, Mapping[Any, Any]], Mapping[Any, Any]] | None = None
     grams: Callable[[Model, Sequence[Any]], Mapping[Any, Any]] | None = None
+    samples: Callable[[int], Sequence[Mapping[str, Any]]] | None = None
+    machine: Machine = field(default_factory=Machine)
+
+    def batches(self, name: str, count: int) -> Sequence[Mapping[str, Any]]:
+        """Return batches of so many samples at most.
+
+        Raises
+        ------
+        PassError
+            If there are none; `name` is that of the pass which needs them.
+        """
+        if self.samples is None:
+            raise PassError(f"Pass '{name}' needs samples to calibrate on; there are none.")
+        return self.samples(count)
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,22 @@ class ShrinkPass(Pass):
         PassError
             If there are not so many weights to spare.
         """
+
+
+@dataclass(frozen=True)
+class LowerPass(Pass):
+    """A pass that writes a network in the precision that it is deployed in, after all others."""
+
+    precision: ClassVar[str]
+    """One of `onnxcp.profiling.machine.PRECISIONS`."""
+
+    def tuned(self, model: Model, context: Context) -> LowerPass:  # noqa: ARG002
+        """Return the pass with the options that suit a network, as samples show."""
+        return self
+
+    def stand_in(self, model: Model) -> Model:
+        """Return what takes as long as what the pass would make of a model, without samples."""
+        return self.run(model, Context()).model
 
 
 def format_option(value: object) -> str:

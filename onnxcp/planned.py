@@ -180,9 +180,10 @@ def decided(
 def score_for(goal: Goal, work: Work, rewrite: Rewrite) -> float | None:
     """Return what a goal judges a rewritten network by: how far it agrees, or what it scores."""
     assert rewrite.model is not None
+    model, _ = work.deployed(rewrite.model)
     if goal.min_agreement is not None:
-        return agreement(rewrite.differences)
-    return work.scored(rewrite.model)
+        return agreement(work.differences(model) if work.lower else rewrite.differences)
+    return work.scored(model)
 
 
 def _known(value: float | None) -> float:
@@ -238,7 +239,7 @@ def head_of(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
             **place.versions,
         },
         "goal": goal,
-        "finish": ",".join(map(str, work.finish)),
+        "finish": ",".join(map(str, (*work.finish, *((work.lower,) if work.lower else ())))),
         "predicted": (
             Numbers()
             if forecast is None
@@ -306,7 +307,7 @@ class Builder:
             for site, option in choice.options.items()
         }
         network, _ = work.finished(splice(self._bare.prepared, chains))
-        return race(work, network, self._seconds)
+        return race(work, work.timed_as(network), self._seconds)
 
     def build(self, choice: Choice, planner: Planner) -> Attempt[Rewrite]:
         """Decompose, refit and compare; options whose factors cancel are taken off the list."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.splice import splice
 from onnxcp.passes import (
     Context,
+    LowerPass,
     Pass,
     PassManager,
     PassRecord,
@@ -31,13 +33,15 @@ from onnxcp.planning.cache import Cache
 from onnxcp.planning.decide import Target, decide
 from onnxcp.planning.menu import Menu, Shapes
 from onnxcp.planning.option import Decision
-from onnxcp.profiling.compare import OutputDifference
+from onnxcp.profiling.compare import Batch, OutputDifference
 from onnxcp.profiling.session import Feeds
 from onnxcp.progress import Progress
 from onnxcp.refit import refit
 from onnxcp.refit.inputs import input_grams
 from onnxcp.settings import Settings
-from onnxcp.verification import Score, output_differences, total_error
+from onnxcp.verification import Score, Step, output_differences, total_error, whole_error
+
+_BATCH = 32  # at most, of samples for passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +71,14 @@ class Work:
     finish
         Passes that every rewritten network goes through in the end (`onnxcp.finishing`).
     gained
-        Share of its time that they spare the original.
+        Share of its time that they, and the lower precision, spare the original.
+    lower
+        What writes a network in the precision that it is deployed in, after all of them; None where
+        it stays as it is.
+    lowered
+        The original so written, to be beaten; None where it stays.
+    told
+        What there is to say of the precision, in a sentence; else empty.
     """
 
     original: Model
@@ -82,11 +93,35 @@ class Work:
     progress: Progress
     finish: tuple[Pass, ...] = ()
     gained: float = 0.0
+    lower: LowerPass | None = None
+    lowered: Step | None = None
+    told: str = ""
 
     @property
     def fits(self) -> Data | None:
         """The samples to refit to, if that is to be done."""
         return None if self.settings.refit.scope == "none" else self.calibration
+
+    @property
+    def context(self) -> Context:
+        """What passes may know."""
+        data = self.calibration
+        return Context(
+            self.shapes,
+            progress=lambda what: self.progress(what, 0, 1),
+            samples=None if data is None else functools.partial(_batches, data),
+            machine=self.settings.machine,
+        )
+
+    def deployed(self, model: Model) -> tuple[Model, tuple[PassRecord, ...]]:
+        """Return a finished network in the precision that it is deployed in."""
+        if self.lower is None:
+            return model, ()
+        return PassManager([self.lower]).run(model, self.context)
+
+    def timed_as(self, model: Model) -> Model:
+        """Return what takes as long as that."""
+        return model if self.lower is None else self.lower.stand_in(model)
 
     def finished(self, model: Model) -> tuple[Model, tuple[PassRecord, ...]]:
         """Return what the last passes make of a network, and what they did."""
@@ -138,6 +173,10 @@ class Rewrite:
         How the outputs differ from those of the original.
     unfitted
         How they differed before chains were refitted; empty if none were.
+    full
+        The rewritten network ahead of the pass that lowers its precision; None where none does.
+    lowerings
+        What that pass did.
     """
 
     prepared: Model
@@ -149,11 +188,13 @@ class Rewrite:
     endings: tuple[PassRecord, ...] = ()
     differences: tuple[OutputDifference, ...] = ()
     unfitted: tuple[OutputDifference, ...] = ()
+    full: Model | None = None
+    lowerings: tuple[PassRecord, ...] = ()
 
     @property
     def error(self) -> float:
         """Relative error of the outputs, all together."""
-        return math.sqrt(sum(min(each.error, 1e18) ** 2 for each in self.differences))
+        return whole_error(self.differences)
 
 
 def by_passes(work: Work, passes: Sequence[Pass] | None = None) -> Rewrite:
@@ -173,9 +214,8 @@ def by_passes(work: Work, passes: Sequence[Pass] | None = None) -> Rewrite:
         assert samples is not None
         return input_grams(model, sites, samples, machine, settings.refit, progress=progress)
 
-    context = Context(
-        work.shapes,
-        progress=lambda what: progress(what, 0, 1),
+    context = replace(
+        work.context,
         refit=None if data is None else to_data,
         grams=None if work.calibration is None else grams,
     )
@@ -303,3 +343,9 @@ def _spliced(work: Work, rewrite: Rewrite) -> Rewrite:
     if not chains and not any(each.changed for each in endings):
         return replace(rewrite, model=None, plain=None, endings=())
     return replace(rewrite, model=model, plain=plain, endings=endings)
+
+
+def _batches(data: Data, count: int) -> list[Batch]:
+    """Return the first samples in batches that an eighth of them fills."""
+    size = max(1, min(_BATCH, count // 8))
+    return list(itertools.islice(data.batches(size), max(1, count // size)))

@@ -55,6 +55,39 @@ class Verification:
     trial: Trial
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A network on the way from the original to the one that is handed out.
+
+    Attributes
+    ----------
+    name
+        What was done to it, in words.
+    model
+        The network.
+    trial
+        Original (a) against it (b), paired.
+    differences
+        How its outputs differ from those of the original.
+    score
+        What it scores; None where nothing does.
+    notes
+        What was done to lower its precision.
+    """
+
+    name: str
+    model: Model
+    trial: Trial
+    differences: tuple[OutputDifference, ...]
+    score: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """Relative error of its outputs, all together."""
+        return whole_error(self.differences)
+
+
 def output_differences(
     original: Model,
     rewritten: Model,
@@ -88,6 +121,11 @@ def total_error(differences: Iterable[OutputDifference]) -> float:
     return sum(
         math.inf if each.finite_a and not each.finite_b else each.error for each in differences
     )
+
+
+def whole_error(differences: Iterable[OutputDifference]) -> float:
+    """Return the relative error of all outputs together: the root of the sum of the squares."""
+    return math.sqrt(sum(min(each.error, 1e18) ** 2 for each in differences))
 
 
 def agreement(differences: Iterable[OutputDifference]) -> float | None:
@@ -129,14 +167,22 @@ def verify(
     a = machine.open(original)
     b = machine.open(rewritten, label="the rewritten network")
     scores = None if score is None or baseline is None else (baseline, score(b))
-    trial = paired(
+    return Verification(differences, scores, _timed(a, b, feeds))
+
+
+def time(first: Model, second: Model, machine: Machine, feeds: Feeds) -> Trial:
+    """Time two networks (a, b) as `verify` does."""
+    return _timed(machine.open(first), machine.open(second, label="the rewritten network"), feeds)
+
+
+def _timed(a: ort.InferenceSession, b: ort.InferenceSession, feeds: Feeds) -> Trial:
+    return paired(
         Runner(a, feeds).run,
         Runner(b, feeds).run,
         rounds=_ROUNDS,
         min_seconds=_MIN_SECONDS,
         max_seconds=_MAX_SECONDS,
     )
-    return Verification(differences, scores, trial)
 
 
 def scorer(feeds: Feeds, labelled: Data | None, evaluate: Evaluate | None) -> Score | None:

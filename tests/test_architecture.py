@@ -105,6 +105,7 @@ PASSES_MAY_IMPORT = (
     "onnxcp.graph",
     "onnxcp.linalg",
     "onnxcp.passes",
+    "onnxcp.precision",
     "onnxcp.product",
 )
 

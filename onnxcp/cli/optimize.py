@@ -24,6 +24,7 @@ from onnxcp.cli.options import (
     json_option,
     machine_options,
     model_argument,
+    precision_option,
     refit_options,
     refuse_without_data,
     verbosity_options,
@@ -107,6 +108,7 @@ def shares(text: str) -> float | dict[str, float]:
 )
 @cache_options
 @machine_options
+@precision_option
 @input_shapes_option
 @calibration_options(
     use="to refit chains to and to compare outputs on",

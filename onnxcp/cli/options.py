@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,9 +17,11 @@ from onnxcp.cli.terminal import Terminal
 if TYPE_CHECKING:
     from onnxcp.calibration.preprocess import Preprocess
     from onnxcp.profiling.inputs import Shape
+    from onnxcp.profiling.machine import Machine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+PRECISIONS = ("fp32", "fp16", "int8")  # those of a machine, which takes long to import
 SCOPES = ("all", "factorised", "none")
 TARGETS = ("auto", "linear")
 """Those of `onnxcp.refit`, which is not imported for the help."""
@@ -117,6 +120,24 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, machine=Machine(providers, intra_op_num_threads), **kwargs)
 
     return with_machine
+
+
+def precision_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --precision, received as that of the machine; below `machine_options`."""
+
+    @click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default=PRECISIONS[0],
+        show_default=True,
+        help="What the network is deployed in: int8 by ONNX Runtime's quantizer, which needs "
+        "calibration data, or fp16. Kept only where it is measured to be faster.",
+    )
+    @functools.wraps(command)
+    def with_precision(*args: Any, machine: Machine, precision: str, **kwargs: Any) -> Any:
+        return command(*args, machine=replace(machine, precision=precision), **kwargs)
+
+    return with_precision
 
 
 def input_shapes_option(command: Command) -> Command:

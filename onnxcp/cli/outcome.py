@@ -32,6 +32,8 @@ def show(terminal: Terminal, result: Optimized, job: Job) -> None:
         terminal.show(table.rounds(result.planned, custom_score=custom))
     if result.frontier:
         terminal.show(table.frontier(result.frontier, custom_score=custom))
+    if result.steps:
+        terminal.show(table.steps(result, custom_score=custom))
     terminal.show(table.before_after(result, custom_score=custom))
     for note in facts.notes(result, custom_score=custom, passes_refit=job.passes_refit):
         terminal.say(note)

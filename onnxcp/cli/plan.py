@@ -15,6 +15,7 @@ from onnxcp.cli.options import (
     json_option,
     machine_options,
     model_argument,
+    precision_option,
     verbosity_options,
 )
 from onnxcp.cli.presets import preset_options
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--save-plan", type=PATH, metavar="P.yaml", help="Write the plan, to carry it out.")
 @cache_options
 @machine_options
+@precision_option
 @input_shapes_option
 @calibration_options(
     use="to find out what options cost in error",

@@ -10,6 +10,7 @@ import onnx
 
 from onnxcp.graph.model import Model
 from onnxcp.planning.cache import Cache
+from onnxcp.precision.alone import at_precision, random_input
 from onnxcp.profiling.environment import describe
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import Runner
@@ -53,5 +54,6 @@ def _convolution(filters: int, machine: Machine) -> Callable[[], None]:
     )
     opset = onnx.helper.make_opsetid("", 13)
     model = Model(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8))
-    feeds = {"x": rng.standard_normal(shape, dtype=np.float32)}
+    model = at_precision(model, machine.precision)
+    feeds = {"x": random_input(model, tuple(shape))}
     return Runner(machine.open(model, label="a trial convolution"), feeds).run

@@ -17,6 +17,7 @@ from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
 from onnxcp.planning.cache import Cache
 from onnxcp.planning.offer import Offer, anchors
+from onnxcp.precision.alone import at_precision, random_input
 from onnxcp.profiling.environment import describe
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import Runner
@@ -72,7 +73,8 @@ class SiteBench:
 
     The site's session is opened once and serves all of its options. What reordering of memory
     costs at the borders of such a graph is paid by both sides, so a ratio is on the safe side of
-    what a whole network, where borders vanish, will show.
+    what a whole network, where borders vanish, will show. All of them run in the precision of the
+    machine.
 
     Parameters
     ----------
@@ -90,8 +92,7 @@ class SiteBench:
         self._machine = machine
         self._name = site.name
         self._alone, self._site = isolate(model, site, input_shape)
-        values = np.random.default_rng(0).standard_normal(input_shape, dtype=np.float32)
-        self._feeds = {INPUT: values.astype(site.dtype)}
+        self._shape = tuple(input_shape)
         self._dense = self._runner(self._alone)
 
     def trials(self, chains: Sequence[Chain], max_seconds: float = _MAX_SECONDS) -> list[Trial]:
@@ -112,11 +113,14 @@ class SiteBench:
 
     def rounding_error(self, result: Factorized) -> float:
         """Return what a chain loses to rounding, as of `onnxcp.verification`."""
-        return rounding_error(self._alone, self._site, result, self._feeds, self._machine)
+        feeds = {INPUT: random_input(self._alone, self._shape)}
+        return rounding_error(self._alone, self._site, result, feeds, self._machine)
 
     def _runner(self, model: Model) -> Runner:
         label = f"'{self._name}' alone"
-        return Runner(self._machine.open(model, label=label), self._feeds, label=label)
+        model = at_precision(model, self._machine.precision)
+        feeds = {INPUT: random_input(model, self._shape)}
+        return Runner(self._machine.open(model, label=label), feeds, label=label)
 
 
 class LatencyTable:

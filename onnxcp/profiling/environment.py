@@ -29,6 +29,8 @@ class Environment:
         Threads within a node, in words.
     providers
         Execution providers, by short name, in order of preference.
+    precision
+        In which networks are deployed.
     system
         Operating system and architecture.
     versions
@@ -39,6 +41,7 @@ class Environment:
     cores: int
     threads: str
     providers: tuple[str, ...]
+    precision: str
     system: str
     versions: dict[str, str]
 
@@ -51,6 +54,7 @@ def describe(machine: Machine) -> Environment:
         cores=_cores(),
         threads=str(threads) if threads else "chosen by ONNX Runtime",
         providers=machine.providers,
+        precision=machine.precision,
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         versions=_versions(),
     )

@@ -13,13 +13,14 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from onnxcp.errors import ModelError
+from onnxcp.errors import ModelError, OnnxcpError
 from onnxcp.graph.model import Model, save
 from onnxcp.profiling.inputs import Shape, assume_extents, random_feeds, session_inputs
 from onnxcp.profiling.session import infer, open_session
 
-_IN_MEMORY = 2**25  # bytes; a larger model is passed by file, so that no second copy is held
+PRECISIONS = ("fp32", "fp16", "int8")
 
+_IN_MEMORY = 2**25  # bytes; a larger model is passed by file, so that no second copy is held
 
 _EXTENTS = (1, 64, 512)  # tried for extents of inputs that nothing tells
 
@@ -34,10 +35,19 @@ class Machine:
         By short name, in order of preference.
     intra_op_num_threads
         Threads within a node; 0 lets ONNX Runtime choose.
+    precision
+        In which networks are deployed, one of `PRECISIONS`: what stands for a part of one is timed
+        in it (`onnxcp.precision.alone`). Sessions run networks as they are.
     """
 
     providers: tuple[str, ...] = ("cpu",)
     intra_op_num_threads: int = 0
+    precision: str = PRECISIONS[0]
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise OnnxcpError(f"There is no precision '{self.precision}'; there are: {known}.")
 
     def open(self, model: Model, *, label: str = "", **options: Any) -> ort.InferenceSession:
         """Open a session; `options` are those of `onnxcp.profiling.session.open_session`.

@@ -151,7 +151,8 @@ def notes(
     """
     seen, planned = result.verification, result.planned
     if seen is None:
-        return [] if planned is None else _shortfall(planned)
+        said = [result.told] if result.told else []
+        return said if planned is None else [*said, *_shortfall(planned)]
     said = [] if planned is None else _planned_notes(planned, result)
     if result.data_is_random and (planned is None or planned.preset):
         said.append("Outputs were compared on random inputs, for want of data.")
@@ -165,6 +166,9 @@ def notes(
         for each in result.endings
         if each.changed
     ]
+    if result.told:
+        said.append(result.told)
+    said += _lowering_notes(result)
     said += _refit_notes(result, passes_refit)
     if result.finetuned is not None:
         said += tuned.sentences(result.finetuned)
@@ -186,6 +190,12 @@ def notes(
         if difference.finite_a and not difference.finite_b
     ]
     return said
+
+
+def _lowering_notes(result: Optimized) -> list[str]:
+    """Return what lowered the precision, in a sentence."""
+    notes = result.steps[-1].notes if result.steps else ()
+    return [f"For {result.precision}: {'; '.join(notes)}."] if notes else []
 
 
 def plan_notes(planned: Planned, *, from_data: bool) -> list[str]:

@@ -31,6 +31,28 @@ def before_after(result: Optimized, *, custom_score: bool = False) -> Table:
     return table
 
 
+def steps(result: Optimized, *, custom_score: bool = False) -> Table:
+    """Return the way to a network of lower precision: what each step is worth, and costs."""
+
+    def shown(score: float | None) -> str:
+        return units.share(score, 2) if score is None or not custom_score else f"{score:.6g}"
+
+    seen = result.verification
+    score = None if seen is None or seen.accuracy is None else seen.accuracy[0]
+    table = _table("step", "times as fast>", "interval>", "output error>", "score>")
+    table.add_row("as it came", units.ratio(1.0), "", units.NONE, shown(score))
+    for step in result.steps:
+        trial = step.trial
+        table.add_row(
+            step.name,
+            units.ratio(trial.ratio),
+            units.interval(trial.low, trial.high),
+            units.error(step.error),
+            shown(step.score),
+        )
+    return table
+
+
 def sites(result: Optimized) -> Table:
     """Return what became of each site: with the error of its output where it was refitted."""
     refitted = facts.refitted(result)

@@ -1,0 +1,171 @@
+"""The precision that a network is deployed in: whether it pays, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from onnxcp.errors import OnnxcpError
+from onnxcp.finishing import race, seconds_of_original
+from onnxcp.passes import LowerPass, PassRecord, registered_passes
+from onnxcp.pipeline import parse_pipeline
+from onnxcp.precision.qdq import is_quantized
+from onnxcp.profiling.machine import PRECISIONS
+from onnxcp.rewriting import Rewrite, Work, fold
+from onnxcp.settings import Settings
+from onnxcp.verification import Step, Verification, time
+
+FULL = PRECISIONS[0]
+
+
+def with_precision(work: Work) -> Work:
+    """Return the work with the pass that lowers its precision, where that is faster here.
+
+    The original in the precision of the machine is timed against itself. If it is not faster, the
+    machine's precision becomes that of the model. Where the work has a plan, its pass is taken as
+    it stands.
+
+    Raises
+    ------
+    OnnxcpError
+        If the precision cannot be had: for want of samples, or since the model has a lower one.
+    """
+    settings = work.settings
+    planned = _planned(work)
+    precision = settings.machine.precision if planned is None else planned.precision
+    if precision == FULL:
+        return work
+    if settings.passes:
+        raise OnnxcpError(
+            f"Passes are run as they are given: let them end with that for {precision}."
+        )
+    if is_quantized(work.original):
+        raise OnnxcpError(
+            f"'{work.original.name}' is quantized already: give the float model, and "
+            f"--precision {precision}."
+        )
+    full, kind = work, _pass_for(precision)
+    if precision == "int8" and work.calibration is None:
+        raise OnnxcpError("int8 needs samples to calibrate on: give --calibration-data.")
+    work = replace(work, settings=_for(work, precision))
+    prepared, _ = work.finished(fold(work.original)[0])
+    work.progress(f"choosing how to get to {precision}", 0, 1)
+    lower = kind().tuned(prepared, work.context) if planned is None else planned
+    work = replace(work, lower=lower)
+    alone, records = work.deployed(prepared)
+    work.progress(f"timing {precision}", 0, 1)
+    trial = race(work, alone, seconds_of_original(work))
+    if planned is None and not trial.faster:
+        told = f"{precision} is not faster here ({trial}), so the network stays as it is."
+        return replace(in_full(full), told=told)
+    name, differences = f"{precision} alone", work.differences(alone)
+    step = Step(name, alone, trial, differences, work.scored(alone), _notes(records))
+    return replace(work, lowered=step, gained=max(1 - 1 / trial.ratio, 0.0))
+
+
+def in_full(work: Work) -> Work:
+    """Return a work that has not come to a precision yet, at full precision."""
+    return replace(work, settings=_for(work, FULL))
+
+
+def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
+    """Write a rewritten network in the precision of the work; the original, if there is none."""
+    if work.lower is None or work.lowered is None:
+        return rewrite
+    if rewrite.model is None or rewrite.plain is rewrite.prepared:  # no layer has changed
+        alone = work.lowered
+        return replace(rewrite, model=alone.model, full=None, differences=alone.differences)
+    model, records = work.deployed(rewrite.model)
+    return replace(
+        rewrite,
+        model=model,
+        full=rewrite.model,
+        lowerings=records,
+        differences=work.differences(model),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """The way to a network of a lower precision.
+
+    Attributes
+    ----------
+    rows
+        What there is between the original and the network that is handed out, and that itself.
+    pays
+        Whether the network is faster than the original in the same precision.
+    full_is_faster
+        Whether it is measured to be faster with full precision.
+    told
+        What there is to say of it, in a sentence.
+    told_of_full
+        The same where full precision is kept after all.
+    """
+
+    rows: tuple[Step, ...]
+    pays: bool
+    full_is_faster: bool = False
+    told: str = ""
+    told_of_full: str = ""
+
+
+def steps(work: Work, rewrite: Rewrite, verification: Verification) -> Steps | None:
+    """Time what lies between the original and a rewritten network; None for full precision."""
+    alone = work.lowered
+    if alone is None or rewrite.model is None:
+        return None
+    precision, machine = work.settings.machine.precision, work.settings.machine
+    if rewrite.full is None:
+        told = f"No layer is faster factorised in {precision}, so this is {alone.name}."
+        return Steps((alone,), pays=True, told=told)
+    work.progress(f"timing against {alone.name}", 0, 1)
+    over = time(alone.model, rewrite.model, machine, work.feeds)
+    if not over.faster:
+        return Steps((alone,), pays=False)
+    full = time(rewrite.full, rewrite.model, machine, work.feeds)
+    float_step = Step(
+        "low rank alone",
+        rewrite.full,
+        time(work.original, rewrite.full, machine, work.feeds),
+        work.differences(rewrite.full),
+        work.scored(rewrite.full),
+    )
+    both = Step(
+        f"low rank, then {precision}",
+        rewrite.model,
+        verification.trial,
+        verification.differences,
+        None if verification.accuracy is None else verification.accuracy[1],
+        _notes(rewrite.lowerings),
+    )
+    told = f"Low rank and {precision} together are {over} as fast as {alone.name}."
+    kept = (
+        f"Factorised layers are not faster in {precision} here: the network with them took "
+        f"{1 / full.ratio:.2f} times as long as in {FULL}, which is kept."
+    )
+    rows = (alone, float_step, both)
+    return Steps(rows, pays=True, full_is_faster=full.slower, told=told, told_of_full=kept)
+
+
+def _notes(records: Sequence[PassRecord]) -> tuple[str, ...]:
+    return tuple(note for each in records for note in each.notes)
+
+
+def _for(work: Work, precision: str) -> Settings:
+    machine = replace(work.settings.machine, precision=precision)
+    return replace(work.settings, machine=machine)
+
+
+def _planned(work: Work) -> LowerPass | None:
+    """Return what lowers the precision of a plan; None where there is no plan, or nothing does."""
+    plan = work.settings.plan
+    passes = parse_pipeline(plan.finish) if plan is not None and plan.finish else ()
+    return next((each for each in passes if isinstance(each, LowerPass)), None)
+
+
+def _pass_for(precision: str) -> type[LowerPass]:
+    for kind in registered_passes().values():
+        if issubclass(kind, LowerPass) and kind.precision == precision:
+            return kind
+    raise OnnxcpError(f"No pass is installed that writes networks in {precision}.")

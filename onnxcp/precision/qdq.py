@@ -1,0 +1,209 @@
+"""Static int8 quantization by `onnxruntime.quantization`, from ranges that are known already.
+
+Every quantized tensor is followed by a QuantizeLinear and a DequantizeLinear (QDQ), which ONNX
+Runtime fuses with the operators between them into integer kernels. Activations are uint8 and
+asymmetric, weights int8, symmetric and per output channel, biases int32: what ONNX Runtime's own
+documentation advises for CPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxcp.errors import ModelError
+from onnxcp.graph.model import Model
+
+Ranges = Mapping[str, tuple[float, float]]
+"""The least and the largest value of tensors, by name."""
+
+OPERATORS = (
+    "Add", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "Flatten", "Gemm",
+    "GlobalAveragePool", "LeakyRelu", "MatMul", "MaxPool", "Mul", "Pad", "Relu", "Reshape",
+    "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+"""What is quantized: operators that have integer kernels, and those that only move values.
+
+Outputs such as probabilities stay float, and so does what computes them (Softmax, Sigmoid).
+"""
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+_OPSET = 13  # from which on a scale may be one of a channel
+
+
+def prepare(model: Model) -> Model:
+    """Make a network ready to be quantized: what it computes stays the same.
+
+    Constants are folded, shapes inferred, nodes named. The opset is raised to 13 if it is lower,
+    since scales of single channels need it. Weights that are graph inputs with a default cannot be
+    overridden any more.
+
+    Raises
+    ------
+    ModelError
+        If the opset cannot be raised, or ONNX Runtime cannot optimise the network.
+    """
+    from onnxruntime.quantization import quant_pre_process
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    constants = {each.name for each in proto.graph.initializer}
+    free = [each for each in proto.graph.input if each.name not in constants]
+    del proto.graph.input[:]
+    proto.graph.input.extend(free)
+    proto.ir_version = max(proto.ir_version, 4)
+    proto = raise_opset(model.with_proto(proto))
+    with tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder:
+        source, made = Path(folder) / "source.onnx", Path(folder) / "made.onnx"
+        onnx.save(proto, source)
+        try:
+            with quiet():
+                quant_pre_process(source, made, skip_symbolic_shape=True)
+        except Exception as error:  # of many kinds: whatever a converter and a session raise
+            detail = str(error).splitlines()[0].rstrip(".")
+            raise ModelError(f"'{model.name}' cannot be prepared for int8: {detail}.") from error
+        prepared = onnx.load(made)
+    label_nodes(prepared)
+    for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
+        setattr(prepared, field, getattr(model.proto, field))
+    prepared.metadata_props.extend(
+        each
+        for each in model.proto.metadata_props
+        if each.key not in {known.key for known in prepared.metadata_props}
+    )
+    return model.with_proto(prepared)
+
+
+def quantize(
+    model: Model, ranges: Ranges, *, keep: Iterable[str] = (), reduce_range: bool = False
+) -> Model:
+    """Quantize a network that is prepared.
+
+    Parameters
+    ----------
+    model
+        The network, as of `prepare`.
+    ranges
+        Least and largest values of all of its activations.
+    keep
+        Names of nodes, as patterns of a shell, that stay float.
+    reduce_range
+        Whether weights have 7 bits only, for processors whose 8 bit products saturate.
+
+    Raises
+    ------
+    ModelError
+        If the quantizer cannot quantize the network.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+
+    patterns = tuple(keep)
+    kept = [
+        each.name
+        for each in model.proto.graph.node
+        if any(fnmatchcase(each.name, pattern) for pattern in patterns)
+    ]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    limits = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    try:
+        with quiet():
+            quantizer = QDQQuantizer(
+                proto,
+                True,  # per channel
+                reduce_range,
+                QuantType.QInt8,
+                QuantType.QUInt8,
+                TensorsData(CalibrationMethod.MinMax, limits),
+                [],
+                kept,
+                list(OPERATORS),
+                {},
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+    except Exception as error:  # ValueError, TypeError, RuntimeError ... as operators find it
+        detail = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ModelError(f"'{model.name}' cannot be quantized: {detail}.") from error
+    return model.with_proto(quantizer.model.model)
+
+
+def activations(model: Model) -> list[str]:
+    """Return the names of the float tensors of a prepared network that are no constants."""
+    graph = model.proto.graph
+    constants = {each.name for each in graph.initializer}
+    known = {
+        each.name: each.type.tensor_type.elem_type
+        for each in (*graph.input, *graph.output, *graph.value_info)
+    }
+    made = (name for node in graph.node for name in node.output)
+    names = dict.fromkeys([*(each.name for each in graph.input), *made])
+    return [
+        name
+        for name in names
+        if name and name not in constants and known.get(name) == onnx.TensorProto.FLOAT
+    ]
+
+
+def is_quantized(model: Model) -> bool:
+    """Tell whether a network computes in integers already."""
+    return any(
+        node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+        or node.op_type.startswith("QLinear")
+        or node.op_type.endswith("Integer")
+        for node in model.proto.graph.node
+    )
+
+
+def raise_opset(model: Model) -> onnx.ModelProto:
+    """Return a copy of a model's message at the opset that scales of single channels need.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be raised.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    if model.opset >= _OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, _OPSET)
+    except Exception as error:  # RuntimeError and its kin of the converter, which has no own
+        detail = str(error).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"int8 needs opset {_OPSET}, and '{model.name}' cannot be converted to it: {detail}."
+        ) from error
+
+
+def label_nodes(proto: onnx.ModelProto) -> None:
+    """Name the nodes that have no name: the quantizer knows nodes by theirs."""
+    used = {node.name for node in proto.graph.node}
+    for number, node in enumerate(proto.graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{number}"
+            while name in used:
+                name += "_"
+            node.name = name
+            used.add(name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what the quantizer and its calibrators log and print off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # where it cannot optimise, it goes on without, and says so
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging.disable(before)

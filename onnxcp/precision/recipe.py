@@ -1,0 +1,220 @@
+"""How a network is quantized, and choosing that on samples that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxcp.graph.model import Model
+from onnxcp.precision.balance import balance
+from onnxcp.precision.bias import correct_biases
+from onnxcp.precision.processor import saturates
+from onnxcp.precision.qdq import WEIGHTED, Ranges, prepare, quantize
+from onnxcp.precision.ranges import METHODS, assumed, calibrate
+from onnxcp.precision.watch import Batch, watch
+from onnxcp.profiling.machine import Machine
+from onnxcp.profiling.session import Runner
+from onnxcp.profiling.timing import paired
+
+HELD_OUT = 0.25  # share of the samples that ranges are judged on
+_BIAS_SAMPLES = 64
+_SUSPECTS = 12  # layers that are tried in float
+_WORTH = 0.25  # share of the squared error that a layer must be the reason for to stay float,
+_COST = 1.05  # at most so many times the time
+_KEPT = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to quantize.
+
+    Attributes
+    ----------
+    method
+        How ranges are found: one of `onnxcp.precision.ranges.METHODS`.
+    keep
+        Names of nodes that stay float, as patterns of a shell.
+    balanced
+        Whether ranks between convolutions in a row are scaled first.
+    corrected
+        Whether biases are corrected afterwards.
+    """
+
+    method: str = METHODS[0]
+    keep: tuple[str, ...] = ()
+    balanced: bool = True
+    corrected: bool = True
+
+
+Progress = Callable[[str], None]
+
+
+def lower(
+    model: Model,
+    recipe: Recipe,
+    batches: Sequence[Batch],
+    machine: Machine,
+    progress: Progress = lambda _: None,
+) -> tuple[Model, tuple[str, ...]]:
+    """Quantize a network.
+
+    Returns
+    -------
+    model : Model
+        The quantized network.
+    notes : tuple of str
+        What was done, in sentences.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be quantized.
+    """
+    prepared = prepare(model)
+    notes = [f"ranges by {recipe.method}"]
+    if model.opset != prepared.opset:
+        notes.append(f"opset raised from {model.opset} to {prepared.opset}, which int8 needs")
+    if recipe.keep:
+        notes.append(f"in float: {', '.join(recipe.keep)}")
+    if recipe.balanced:
+        progress("balancing factors")
+        prepared, count = balance(prepared, batches, machine)
+        if count:
+            notes.append(f"{count} pairs of factors balanced")
+    progress("calibrating")
+    ranges = calibrate(prepared, batches, recipe.method)
+    quantized = _quantizer(ranges, recipe.keep)
+    if recipe.corrected:
+        progress("correcting biases")
+        prepared = correct_biases(prepared, quantized, _few(batches, _BIAS_SAMPLES), machine)
+    return quantized(prepared), tuple(notes)
+
+
+def stand_in(model: Model, keep: Sequence[str] = ()) -> Model:
+    """Quantize a network that is only timed: its ranges are made up."""
+    prepared = prepare(model)
+    return _quantizer(assumed(prepared), keep)(prepared)
+
+
+def tune(
+    model: Model,
+    recipe: Recipe,
+    batches: Sequence[Batch],
+    machine: Machine,
+    progress: Progress = lambda _: None,
+) -> Recipe:
+    """Choose how ranges are found, and which layers stay float, by what held-out samples say.
+
+    A layer stays float if a quarter of the squared error of the outputs is due to it, and the
+    network is measured to take at most 5 % longer with it: the layers after which the error has
+    grown most are tried, each by itself, then together, the worst first.
+
+    Parameters
+    ----------
+    model
+        The network in float.
+    recipe
+        What to start from; what it keeps is kept.
+    batches
+        Samples; the last quarter is held out.
+    machine
+        Where to run them.
+    progress
+        Called with what is being done.
+
+    Raises
+    ------
+    ModelError
+        If the network cannot be quantized.
+    """
+    cut = max(1, round((1 - HELD_OUT) * len(batches)))
+    fitted, judged = batches[:cut], batches[cut:] or batches
+    prepared = prepare(model)
+    if recipe.balanced:
+        prepared, _ = balance(prepared, fitted, machine)
+    outputs = [each.name for each in prepared.proto.graph.output]
+    wanted = list(watch(prepared, outputs, judged, machine))
+
+    def error(candidate: Model) -> float:
+        """Return the squared relative error of all outputs together."""
+        found = watch(candidate, outputs, judged, machine)
+        return _distance(list(found), wanted)
+
+    errors: dict[str, tuple[float, Ranges]] = {}
+    ranges: Ranges
+    for method in METHODS:
+        progress(f"ranges by {method}")
+        ranges = calibrate(prepared, fitted, method)
+        errors[method] = error(_quantizer(ranges, recipe.keep)(prepared)), ranges
+    method = min(errors, key=lambda each: errors[each][0])
+    worst, ranges = errors[method]
+    kept = list(recipe.keep)
+    quantized = _quantizer(ranges, kept)(prepared)
+    due = {}
+    for name in _suspects(prepared, quantized, judged, machine):
+        progress(f"{name} in float")
+        due[name] = 1 - error(_quantizer(ranges, [*kept, name])(prepared)) / (worst or 1.0)
+    for name in sorted(due, key=lambda each: -due[each])[:_KEPT]:
+        if due[name] < _WORTH:
+            break
+        with_it = _quantizer(ranges, [*kept, name])(prepared)
+        now = error(with_it)
+        if now > (1 - _WORTH) * worst or _slower(quantized, with_it, judged[0], machine):
+            continue
+        worst, quantized = now, with_it
+        kept.append(name)
+    return replace(recipe, method=method, keep=tuple(kept))
+
+
+def _quantizer(ranges: Ranges, keep: Sequence[str]) -> Callable[[Model], Model]:
+    def quantizer(model: Model) -> Model:
+        return quantize(model, ranges, keep=keep, reduce_range=saturates())
+
+    return quantizer
+
+
+def _suspects(
+    model: Model, quantized: Model, batches: Sequence[Batch], machine: Machine
+) -> list[str]:
+    """Return the layers after which the error is larger than before, the largest steps first."""
+    nodes = {node.name: node for node in model.proto.graph.node if node.op_type in WEIGHTED}
+    there = {node.name: node.output[0] for node in quantized.proto.graph.node}
+    names = [name for name in nodes if name in there]
+    wanted = watch(model, [nodes[name].output[0] for name in names], batches[:1], machine)
+    got = watch(quantized, [there[name] for name in names], batches[:1], machine)
+    (a,), (b,) = list(wanted), list(got)
+    errors = [
+        _distance([{"y": b[there[name]]}], [{"y": a[nodes[name].output[0]]}]) for name in names
+    ]
+    steps = dict(zip(names, np.diff(errors, prepend=0.0), strict=True))
+    most = sorted(steps, key=lambda name: -steps[name])[:_SUSPECTS]
+    return list(dict.fromkeys([*names[:1], *names[-1:], *most]))
+
+
+def _slower(before: Model, after: Model, batch: Batch, machine: Machine) -> bool:
+    a, b = (Runner(machine.open(each), batch).run for each in (before, after))
+    return paired(a, b, rounds=12, min_seconds=0.3, max_seconds=3.0).ratio < 1 / _COST
+
+
+def _distance(got: Sequence[Batch], wanted: Sequence[Batch]) -> float:
+    """Return the squared relative distance of tensors, infinite if any is not finite."""
+    total, whole = 0.0, 0.0
+    for one, other in zip(got, wanted, strict=True):
+        for name, value in other.items():
+            exact = value.astype(np.float64)
+            total += float(np.sum((one[name] - exact) ** 2))
+            whole += float(np.sum(exact**2))
+    return total / (whole or 1.0) if np.isfinite(total) else np.inf
+
+
+def _few(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """Return the first batches that hold so many samples together."""
+    found: list[Batch] = []
+    for batch in batches:
+        if count <= 0:
+            break
+        found.append(batch)
+        count -= max((len(value) for value in batch.values() if value.ndim), default=1)
+    return found

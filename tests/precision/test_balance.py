@@ -1,0 +1,109 @@
+"""Scaling the ranks of chains so that both factors quantize well: exact, and of use."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from models.builder import GraphBuilder
+from onnxcp.graph.model import Model, load
+from onnxcp.precision.balance import balance
+from onnxcp.precision.qdq import prepare, quantize
+from onnxcp.precision.ranges import calibrate
+from onnxcp.profiling.machine import Machine
+from tests.networks import Array, initializers
+from tests.quantized import error, network, samples
+
+MACHINE = Machine()
+
+
+def spoiled(proto: onnx.ModelProto, first: str, second: str, scale: Array, axis: int) -> None:
+    """Choose a bad gauge for two factors: the product stays what it was."""
+    tensors = {each.name: each for each in proto.graph.initializer}
+    for name, by, along in ((first, scale, 0), (second, 1 / scale, axis)):
+        for each in (f"{name}.weight", f"{name}.bias"):
+            if each.endswith("bias") and name == second:
+                continue
+            values = onnx.numpy_helper.to_array(tensors[each])
+            shape = [-1 if a == along else 1 for a in range(values.ndim)]
+            new = (values * by.reshape(shape)).astype(np.float32)
+            tensors[each].CopyFrom(onnx.numpy_helper.from_array(new, each))
+
+
+SCALE = np.array([1, 30, 0.02, 5, 0.1, 1], np.float32)
+
+
+@pytest.fixture
+def bad() -> onnx.ModelProto:
+    proto = network()
+    spoiled(proto, "one/0", "one/1", SCALE, 1)
+    return proto
+
+
+def quantized(model: Model) -> Model:
+    return quantize(model, calibrate(model, samples()))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_what_the_network_computes_stays(bad: onnx.ModelProto, alpha: float) -> None:
+    made, count = balance(prepare(load(bad)), samples(), MACHINE, alpha)
+    assert count == 2
+    assert error(made, bad) < 1e-5
+
+
+def test_a_bad_gauge_is_made_good(bad: onnx.ModelProto) -> None:
+    prepared = prepare(load(bad))
+    made, _ = balance(prepared, samples(), MACHINE)
+    before, after = (error(quantized(each), bad) for each in (prepared, made))
+    assert after < before / 2
+
+
+def test_ranks_come_to_one_range_where_the_second_has_a_scale_for_each() -> None:
+    g = GraphBuilder("middle")
+    x = g.input("image", ["N", 3, 8, 8])
+    x = g.conv(x, 3, 6, 1, name="a")
+    x = g.conv(x, 6, 6, 3, name="b", pads=1, group=6)
+    proto = g.model([g.conv(x, 6, 4, 1, name="c")])
+    spoiled(proto, "a", "b", SCALE, 0)
+    made, count = balance(prepare(load(proto)), samples(), MACHINE)
+    assert count == 2
+    assert error(made, proto) < 1e-5
+    values = initializers(made.proto)
+    # What the first makes of samples has one largest magnitude in all ranks.
+    from onnxcp.precision.watch import channel_maxima
+
+    (between,) = (node.output[0] for node in made.proto.graph.node if node.name == "a")
+    sizes = channel_maxima(made, [between], samples(), MACHINE)[between]
+    np.testing.assert_allclose(sizes, sizes[0], rtol=1e-4)
+    assert values["a.weight"].dtype == np.float32
+
+
+def test_what_something_else_reads_is_left_alone() -> None:
+    g = GraphBuilder("read twice")
+    x = g.input("image", ["N", 3, 8, 8])
+    a = g.conv(x, 3, 6, 1, name="a")
+    b = g.conv(a, 6, 6, 1, name="b")
+    proto = g.model([g.add(a, b, name="sum")])
+    prepared = prepare(load(proto))
+    made, count = balance(prepared, samples(), MACHINE)
+    assert count == 0
+    assert made is prepared
+
+
+def test_a_relu_between_is_no_chain() -> None:
+    g = GraphBuilder("relu")
+    x = g.relu(g.conv(g.input("image", ["N", 3, 8, 8]), 3, 6, 1, name="a"))
+    proto = g.model([g.conv(x, 6, 6, 1, name="b")])
+    assert balance(prepare(load(proto)), samples(), MACHINE)[1] == 0
+
+
+def test_a_rank_that_is_never_used_stays(bad: onnx.ModelProto) -> None:
+    for tensor in bad.graph.initializer:
+        if tensor.name in ("one/0.weight", "one/0.bias"):
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[2] = 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    made, _ = balance(prepare(load(bad)), samples(), MACHINE)
+    assert all(np.isfinite(each).all() for each in initializers(made.proto).values())
+    assert error(made, bad) < 1e-5
