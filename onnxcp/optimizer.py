@@ -92,7 +92,8 @@ class Optimized:
     precision
         In which the network is deployed.
     steps
-        What lies between the original and a network of lower precision; empty elsewhere.
+        What lies between the original and a network of lower precision, or what was tried where
+        full precision was faster in the end; empty elsewhere.
     told
         What there is to say of the precision, in a sentence; else empty.
     """
@@ -176,6 +177,7 @@ def optimize(
     trains = _trains(full, training_data, told)
     work = with_precision(full)
     made = _made(work)
+    way = made.steps
     if made.steps is not None and made.steps.full_is_faster:
         # Chains may be so small that going to integers and back costs more than they gain.
         again = in_full(full)
@@ -215,8 +217,8 @@ def optimize(
         frontier=tuple(by_goal(work, Goal(speedup=each))[1] for each in settings.frontier),
     )
     result = replace(result, precision=work.settings.machine.precision, told=work.told)
-    if made.steps is not None:
-        result = replace(result, steps=made.steps.rows, told=made.steps.told)
+    if way is not None:
+        result = replace(result, steps=(made.steps or way).rows, told=work.told or way.told)
     if rewrite.model is None or verification is None:
         return result
     after = _summary(work, rewrite)

@@ -194,7 +194,8 @@ def notes(
 
 def _lowering_notes(result: Optimized) -> list[str]:
     """Return what lowered the precision, in a sentence."""
-    notes = result.steps[-1].notes if result.steps else ()
+    lowered = result.steps and result.steps[-1].model is result.model
+    notes = result.steps[-1].notes if lowered else ()
     return [f"For {result.precision}: {'; '.join(notes)}."] if notes else []
 
 
