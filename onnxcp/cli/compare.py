@@ -1,4 +1,4 @@
-"""`onnxcp compare`: whether two models compute the same, nearly."""
+"""`onnxcp compare`: whether two models compute the same, nearly; or which profile is faster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from onnxcp.cli.options import (
     PATH,
     calibration_options,
+    given_options,
     input_shapes_option,
     json_option,
     machine_options,
@@ -30,8 +31,13 @@ if TYPE_CHECKING:
 
 _RANDOM_BATCHES = 4
 
+_OF_MODELS = (
+    *("rtol", "atol", "input_shapes", "providers", "intra_op_num_threads", "calibration_data"),
+    *("data_loader_script", "preprocess", "calibration_samples"),
+)
 
-@click.command(short_help="Compare what two models compute.")
+
+@click.command(short_help="Compare what two models compute, or two profiles of them.")
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.option(
@@ -74,7 +80,14 @@ def compare(
     An output passes if its relative error is at most --rtol, or its largest error at most --atol.
     Of outputs that are no floats, the share of unequal elements counts as the relative error. The
     exit code is 1 if any output fails or cannot be compared.
+
+    A and B may also be two files that `onnxcp profile --json` printed. Their times are compared
+    then, and the exit code is 1 if B is slower in any setting.
     """
+    from onnxcp.reporting.profiles import is_saved
+
+    if is_saved(a) or is_saved(b):
+        return _compare_profiles(terminal, a, b, as_json=as_json)
     from onnxcp.calibration.data import load_calibration
     from onnxcp.graph.model import load
     from onnxcp.profiling.compare import compare as differences_of
@@ -120,6 +133,32 @@ def compare(
         summary |= {"data_is_random": calibration is None, "within": not failing}
         terminal.json({**summary, "outputs": outputs})
     return 1 if failing else 0
+
+
+def _compare_profiles(terminal: Terminal, a: Path, b: Path, *, as_json: bool) -> int:
+    from onnxcp.profiling.noise import Verdict
+    from onnxcp.reporting import profile_tables as tables
+    from onnxcp.reporting import profiles
+
+    for option in given_options(*_OF_MODELS):
+        raise click.UsageError(f"{option} has no say where two profiles are compared.")
+    first, second = profiles.read_profile(a), profiles.read_profile(b)
+    changes = profiles.compare_profiles(first, second)
+    terminal.show(tables.saved(changes))
+    for change in changes:
+        if (sites := tables.saved_sites(change)) is not None:
+            if len(changes) > 1:
+                terminal.say(f"{change.setting}:")
+            terminal.show(sites)
+    if apart := profiles.differences_of_machine(first, second):
+        terminal.say(f"Which is faster is not said, for the machines differ in {'; '.join(apart)}.")
+    elif any(change.verdict is Verdict.REFUSED for change in changes):
+        terminal.say("Where it says refused, a machine was too busy to say which is faster.")
+    if left := tables.only_in_one(first, second):
+        terminal.say(f"{left} settings are in one of the profiles only.")
+    if as_json:
+        terminal.json(profiles.comparison_record(str(a), str(b), changes))
+    return 1 if any(change.verdict is Verdict.SLOWER for change in changes) else 0
 
 
 def _within(difference: OutputDifference, rtol: float, atol: float) -> bool:

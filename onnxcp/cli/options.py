@@ -40,6 +40,13 @@ def comma_separated(text: str) -> tuple[str, ...]:
     return names
 
 
+def provider_names(text: str) -> tuple[str, ...]:
+    """Split names of execution providers separated by commas, options in brackets kept whole."""
+    from onnxcp.profiling.providers import split_providers
+
+    return split_providers(text)
+
+
 def input_shapes(text: str) -> dict[str, Shape]:
     """Parse shapes of inputs; an empty text holds none."""
     if not text:
@@ -98,11 +105,12 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @click.option(
         "--providers",
-        type=comma_separated,
+        type=provider_names,
         default="cpu",
         show_default=True,
         metavar="NAME,...",
-        help="Execution providers of ONNX Runtime in order of preference: cpu, cuda, ...",
+        help="Execution providers of ONNX Runtime in order of preference: cpu, cuda, ... With "
+        "options: 'cuda{use_tf32=0}'.",
     )
     @click.option(
         "--intra-op-num-threads",

@@ -1,9 +1,11 @@
-"""`onnxcp profile`: how long a model takes, alone or against another."""
+"""`onnxcp profile`: how long a model takes and where, alone or against another."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,8 +13,8 @@ from onnxcp.cli.options import (
     PATH,
     input_shapes_option,
     json_option,
-    machine_options,
     model_argument,
+    provider_names,
     verbosity_options,
 )
 from onnxcp.cli.terminal import Terminal
@@ -20,9 +22,17 @@ from onnxcp.cli.terminal import Terminal
 if TYPE_CHECKING:
     from onnxcp.profiling.inputs import Shape
     from onnxcp.profiling.machine import Machine
-    from onnxcp.profiling.session import Feeds
+    from onnxcp.profiling.profile import Row
 
-_MAX_SECONDS = 60.0
+
+def numbers(least: int, text: str) -> tuple[int, ...]:
+    """Return whole numbers separated by commas, each at least so much; an empty text holds none."""
+    texts = [item.strip() for item in text.split(",")] if text else []
+    if not all(item.isdecimal() and int(item) >= least for item in texts):
+        raise click.BadParameter(
+            f"'{text}' is no list of whole numbers from {least} on; write such as 1,8."
+        )
+    return tuple(dict.fromkeys(map(int, texts)))
 
 
 @click.command(short_help="Time a model, alone or against another.")
@@ -34,27 +44,51 @@ _MAX_SECONDS = 60.0
     help="Time OTHER in turns with MODEL, and say how many times faster MODEL is.",
 )
 @click.option(
+    "--providers",
+    type=provider_names,
+    default="cpu",
+    show_default=True,
+    metavar="NAME,...",
+    help="Execution providers to profile on, one after the other: cpu, cuda, ... With options: "
+    "'cuda,cuda{use_tf32=0}'; one preferred to another: tensorrt+cuda. The CPU takes what is left.",
+)
+@click.option(
+    "--intra-op-num-threads",
+    "threads",
+    type=functools.partial(numbers, 0),
+    default="0",
+    metavar="N,...",
+    help="Threads within a node, each in turn. By default, and for 0, ONNX Runtime chooses.",
+)
+@click.option(
+    "--batch-sizes",
+    "batches",
+    type=functools.partial(numbers, 1),
+    default="",
+    metavar="N,...",
+    help="Samples per run, each in turn. By default as --input-shapes says, or 1.",
+)
+@click.option(
     "--warmup",
     type=click.IntRange(0),
-    default=10,
+    default=3,
     show_default=True,
     metavar="N",
-    help="Runs before the first that counts.",
+    help="Runs before the first that counts, at least: it goes on until times are stable.",
 )
 @click.option(
     "--iterations",
     type=click.IntRange(1),
-    default=100,
-    show_default=True,
     metavar="N",
-    help="Runs that count; with --baseline clean pairs of runs, for a minute at most.",
+    help="Runs that count; with --baseline clean pairs of runs, for a minute at most. By default "
+    "2 s of them, and up to 20 s for 100 runs of large networks.",
 )
 @click.option(
     "--per-node",
     is_flag=True,
-    help="List the time of each node; chains are summed under the node they replaced.",
+    help="Show the time of each node, chains under the node they replaced, and of each operator; "
+    "and how near nodes come to the speed of a large matrix product.",
 )
-@machine_options
 @input_shapes_option
 @json_option
 @verbosity_options
@@ -64,91 +98,108 @@ def profile(
     model: Path,
     *,
     baseline: Path | None,
+    providers: tuple[str, ...],
+    threads: tuple[int, ...],
+    batches: tuple[int, ...],
     warmup: int,
-    iterations: int,
+    iterations: int | None,
     per_node: bool,
-    machine: Machine,
     input_shapes: dict[str, Shape],
     as_json: bool,
 ) -> None:
-    """Time MODEL on random inputs, interrupted runs left out."""
-    from onnxcp.graph.model import load
-    from onnxcp.profiling import timing
-    from onnxcp.profiling.inputs import check_feeds
-    from onnxcp.profiling.machine import runnable_feeds
-    from onnxcp.profiling.session import Runner
-    from onnxcp.reporting import record, table
-    from onnxcp.reporting.inspection import chain_owner, installed_families, time_nodes
+    """Time MODEL on random inputs, interrupted runs left out.
 
+    Several providers, numbers of threads and batches make a row each. Identical work is timed
+    before and after: on a noisy machine intervals are wider, on a busy one nothing is claimed.
+    Memory and the time to the first result are those of processes of their own. With --json, a
+    profile is kept for `onnxcp compare A.json B.json`.
+    """
+    from onnxcp.graph.model import load
+    from onnxcp.profiling.environment import describe
+    from onnxcp.profiling.profile import Effort
+    from onnxcp.profiling.profile import profile as measured
+    from onnxcp.reporting import profiles
+    from onnxcp.reporting.inspection import installed_families
+
+    machines = _machines(providers, threads)
     with terminal.progress() as progress:
         progress("loading", 0, 1)
-        models = [load(model)] if baseline is None else [load(model), load(baseline)]
-        session = machine.open(models[0], label=f"'{model}'")
-        feeds = runnable_feeds(session, input_shapes, str(model))
-        runner = Runner(session, feeds, label=f"'{model}'")
-        shapes = {name: value.shape for name, value in feeds.items()}
-        result: dict[str, Any] = {"model": str(model), "shapes": shapes}
-        if baseline is None:
-            progress("timing", 0, 1)
-            latency = timing.measure(runner.run, warmup=warmup, iterations=iterations)
-            columns = [(model.name, latency)]
-            result["latency"] = record.latency_record(latency)
-        else:
-            other = machine.open(models[1], label=f"'{baseline}'")
-            check_feeds(other, feeds)
-            progress("timing in turns", 0, 1)
-            trial = timing.paired(
-                Runner(other, feeds, label=f"'{baseline}'").run,
-                runner.run,
-                warmup=warmup,
-                rounds=iterations,
-                max_seconds=_MAX_SECONDS,
-            )
-            columns = [(f"{baseline} (baseline)", trial.a), (str(model), trial.b)]
-            result |= {"baseline": str(baseline), "trial": record.trial_record(trial)}
-    terminal.show(table.latencies(columns, _batch(feeds)))
-    if baseline is not None:
-        outcome = "not told apart from the baseline"
-        if trial.faster or trial.slower:
-            outcome = f"{'faster' if trial.faster else 'slower'} than the baseline"
-        terminal.say(f"{model} is {outcome}: {trial}.")
-    if not all(latency.clean for _, latency in columns):
-        terminal.say("The machine was too busy for clean timings; interrupted ones are included.")
-    if per_node:
-        with terminal.progress() as progress:
-            progress("timing nodes", 0, 1)
-            owner = chain_owner(tuple(installed_families()))
-            rows = [time_nodes(each, feeds, machine, owner=owner) for each in models]
-        _show_nodes(terminal, rows)
-        result["nodes"] = rows[0]
-        if baseline is not None:
-            result["baseline_nodes"] = rows[1]
-    if as_json:
-        terminal.json(result)
-
-
-def _show_nodes(terminal: Terminal, times: list[dict[str, float]]) -> None:
-    """Show the times of one model, or of one and its baseline."""
-    from onnxcp import units
-    from onnxcp.reporting import table
-
-    names = list(dict.fromkeys(name for each in reversed(times) for name in each))
-    totals = [sum(each.values()) for each in times]
-    shown = [
-        (
-            name or "(changes of layout, others)",
-            *(units.seconds(each.get(name)) for each in reversed(times)),
-            units.share(times[0].get(name, 0.0) / totals[0] if totals[0] else None),
+        rows = measured(
+            load(model),
+            machines,
+            baseline=None if baseline is None else load(baseline),
+            batches=batches,
+            shapes=input_shapes,
+            effort=Effort(warmup, iterations, per_node, tuple(installed_families())),
+            progress=progress,
         )
-        for name in names
+    names = [str(model)] if baseline is None else [f"{baseline} (baseline)", str(model)]
+    _show(terminal, rows, names, per_node=per_node)
+    if as_json:
+        record = profiles.profile_record(
+            rows,
+            model=str(model),
+            baseline=None if baseline is None else str(baseline),
+            environment=describe(machines[0]),
+            command=terminal.command,
+        )
+        terminal.json(record)
+
+
+def _machines(providers: Sequence[str], threads: Sequence[int]) -> list[Machine]:
+    from onnxcp.profiling.machine import Machine
+    from onnxcp.profiling.providers import split_providers
+
+    return [
+        Machine(split_providers(preferred, "+"), number)
+        for preferred in providers
+        for number in threads
     ]
-    shown.append(("all nodes", *(units.seconds(total) for total in reversed(totals)), "100 %"))
-    columns = ["node", "time>", "share>"]
-    if len(times) > 1:
-        columns = ["node", "baseline>", "time>", "share>"]
-    terminal.show(table.plain(columns, shown))
 
 
-def _batch(feeds: Feeds) -> int | None:
-    firsts = {len(value) for value in feeds.values() if value.ndim}
-    return firsts.pop() if len(firsts) == 1 else None
+def _show(terminal: Terminal, rows: Sequence[Row], names: Sequence[str], *, per_node: bool) -> None:
+    from onnxcp.profiling.installation import conflict
+    from onnxcp.profiling.noise import Level
+    from onnxcp.reporting import profile_tables as tables
+
+    model = names[-1]
+    if len(rows) == 1:
+        terminal.show(tables.statistics(rows[0], names))
+    else:
+        terminal.show(tables.latencies(rows))
+        terminal.show(tables.costs(rows))
+        if len(names) > 1:
+            terminal.show(tables.against(rows))
+    for row in rows:
+        ahead = f"{row.setting}: " if len(rows) > 1 else ""
+        if row.claim is not None and row.trial is not None:
+            terminal.say(ahead + tables.claimed(row.claim, model, row.noise, row.trial.pairs))
+        found = row.timed.breakdown
+        if found is not None and (said := tables.fallen_back(found)):
+            terminal.say(ahead + said)
+        if not row.timed.latency.clean:
+            terminal.say(f"{ahead}Too few runs were undisturbed; interrupted ones are included.")
+        if not row.timed.warmup.stable:
+            terminal.say(f"{ahead}Times had not settled when warming up ended.")
+    worst = max((row.noise for row in rows), key=lambda noise: max(noise.apart, noise.drift))
+    if worst.level is not Level.QUIET or terminal.verbose or len(names) == 1:
+        terminal.say(tables.quiet(worst))
+    if clash := conflict():
+        terminal.say(f"Note that {clash}")
+    if per_node:
+        for row in rows:
+            _show_nodes(terminal, row, title=len(rows) > 1)
+
+
+def _show_nodes(terminal: Terminal, row: Row, *, title: bool) -> None:
+    from onnxcp.reporting import profile_tables as tables
+
+    terminal.say("")
+    if title:
+        terminal.say(f"{row.setting}:")
+    terminal.show(tables.sites(row))
+    terminal.show(tables.operators(row))
+    if row.timed.breakdown is not None:
+        said = tables.farthest(row.timed.breakdown, row.ceiling)
+        if said:
+            terminal.say(said)

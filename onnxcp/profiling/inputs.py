@@ -196,6 +196,42 @@ def assume_extents(
     return {spec.name: given.get(spec.name) or assumed(spec) for spec in specs}
 
 
+def with_batch(
+    specs: Sequence[InputSpec], shapes: Mapping[str, Shape], batch: int
+) -> dict[str, Shape]:
+    """Return shapes of inputs in which as many samples are run at once as asked for.
+
+    The first axis of the first input that leaves it open is the batch, and so is every first axis
+    of the same symbol; where axes have no symbols, every open first axis.
+
+    Parameters
+    ----------
+    specs
+        What the model wants.
+    shapes
+        A shape for every input.
+    batch
+        How many samples.
+
+    Raises
+    ------
+    DataError
+        If the model fixes its batch to another number, or has no input with a batch.
+    """
+    opened = [spec for spec in specs if spec.shape and not isinstance(spec.shape[0], int)]
+    symbol = opened[0].shape[0] if opened else None
+    changed = {
+        spec.name: (batch, *shapes[spec.name][1:]) for spec in opened if spec.shape[0] == symbol
+    }
+    if not changed and all(shape[:1] != (batch,) for shape in shapes.values()):
+        fixed = next((shape[0] for shape in shapes.values() if shape), None)
+        raise DataError(
+            f"The model has no batch to set to {batch}: its inputs are {', '.join(map(str, specs))}"
+            + (f", so that only {fixed} can be profiled." if fixed is not None else ".")
+        )
+    return {**shapes, **changed}
+
+
 def random_feeds(
     session: ort.InferenceSession,
     *,

@@ -17,7 +17,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from onnxcp.errors import ModelError, ProviderError
-from onnxcp.profiling.providers import resolve_providers, short_name
+from onnxcp.profiling import installation
+from onnxcp.profiling.providers import CUDA, TENSORRT, resolve_providers, short_name
 
 #: The values of a model's inputs, by name. Strings come as arrays of objects.
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -34,11 +35,7 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 
 # The memory in which a provider wants its inputs; providers not named here work on host memory.
-_DEVICES = {
-    "CUDAExecutionProvider": "cuda",
-    "TensorrtExecutionProvider": "cuda",
-    "DmlExecutionProvider": "dml",
-}
+_DEVICES = {CUDA: "cuda", TENSORRT: "cuda", "DmlExecutionProvider": "dml"}
 
 
 def open_session(
@@ -72,6 +69,9 @@ def open_session(
         If a provider is unknown, missing, or does not start.
     """
     resolved = resolve_providers(providers)
+    named = [provider if isinstance(provider, str) else provider[0] for provider in resolved]
+    if CUDA in named or TENSORRT in named:
+        installation.preload(ort)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # Errors come as exceptions anyway.
     options.intra_op_num_threads = intra_op_num_threads
@@ -94,13 +94,9 @@ def open_session(
         )
     # ONNX Runtime drops a provider whose libraries do not load, and says so only in its log.
     started = session.get_providers()
-    for provider in resolved:
-        name = provider if isinstance(provider, str) else provider[0]
+    for name in named:
         if name not in started:
-            raise ProviderError(
-                f"ONNX Runtime has the provider '{short_name(name)}' but cannot start it: there is "
-                "no such device, or its driver or a library is missing."
-            )
+            raise ProviderError(installation.why_not_started(name, short_name(name)))
     return session
 
 
@@ -123,7 +119,7 @@ class Runner:
     """A session with its feeds: the callable to time.
 
     Where the first provider has memory of its own, inputs and outputs stay there (IOBinding), so
-    that `run` times the network and no copies; `infer` times both.
+    that `run` times the network and no copies; `run_with_copies` times both.
 
     Parameters
     ----------
@@ -145,6 +141,11 @@ class Runner:
             self._feeds = _acceptable(feeds)
             self._binding = _bound(session, self._feeds)
 
+    @property
+    def on_device(self) -> bool:
+        """Whether inputs and outputs are in the memory of a device, and not in the host's."""
+        return self._binding is not None
+
     def run(self) -> None:
         """Run once; the outputs stay where they are.
 
@@ -158,6 +159,19 @@ class Runner:
                 self._outputs = self._session.run(None, self._feeds)
             else:
                 self._session.run_with_iobinding(self._binding)
+                # A device may still be at work when control comes back.
+                self._binding.synchronize_outputs()
+
+    def run_with_copies(self) -> None:
+        """Run once from the host's memory and back to it.
+
+        Raises
+        ------
+        ModelError
+            If ONNX Runtime fails.
+        """
+        with _as_model_error("run", self._label):
+            self._session.run(None, self._feeds)
 
     def outputs(self) -> list[npt.NDArray[Any]]:
         """Return the outputs of the last run, in the order of the graph."""

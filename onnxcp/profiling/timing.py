@@ -44,6 +44,8 @@ TOLERATED = 0.05
 
 _RESAMPLES = 2000
 
+_STRETCHES = 50
+
 Run = Callable[[], object]
 Clock = Callable[[], float]
 Interruptions = Callable[[], int]
@@ -88,7 +90,7 @@ class Latency:
     @property
     def p90(self) -> float:
         """90th percentile, in seconds."""
-        return float(np.quantile(self.samples, 0.9))
+        return self.quantile(0.9)
 
     @property
     def mean(self) -> float:
@@ -99,6 +101,28 @@ class Latency:
     def minimum(self) -> float:
         """Least, in seconds."""
         return min(self.samples)
+
+    @property
+    def maximum(self) -> float:
+        """Most, in seconds."""
+        return max(self.samples)
+
+    def quantile(self, share: float) -> float:
+        """Return the time, in seconds, that a share of the runs stays below."""
+        return float(np.quantile(self.samples, share))
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """Return a 95 % bootstrap interval of the median, in seconds.
+
+        Runs that follow each other are alike, so it is not runs that are drawn but stretches of
+        consecutive ones, each with its median (batching: Law and Kelton, "Simulation Modeling and
+        Analysis", section 9.5.3).
+        """
+        stretches = np.array_split(np.asarray(self.samples), min(len(self.samples), _STRETCHES))
+        medians = np.array([np.median(stretch) for stretch in stretches])
+        drawn = np.random.default_rng(seed).integers(0, len(medians), (_RESAMPLES, len(medians)))
+        low, high = np.quantile(np.median(medians[drawn], axis=1), [0.025, 0.975])
+        return min(float(low), self.median), max(float(high), self.median)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -19,13 +17,12 @@ from onnxcp.graph.site import Site, find_sites
 from onnxcp.graph.summary import node_macs
 from onnxcp.graph.view import GraphView
 from onnxcp.passes import registered_passes
+from onnxcp.profiling.breakdown import node_names, profile_named
 from onnxcp.profiling.inputs import Shape, assume_extents, session_inputs
-from onnxcp.profiling.machine import Machine, as_source, observe_shapes, runnable_feeds
-from onnxcp.profiling.nodes import node_origins, profile_nodes, sum_by
+from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
+from onnxcp.profiling.nodes import node_origins, sum_by
 from onnxcp.profiling.session import Feeds
 from onnxcp.progress import Progress, silent
-
-_WARMUP, _ITERATIONS = 3, 10
 
 _WITHIN = (Reason.IN_SUBGRAPH, Reason.IN_FUNCTION)  # no nodes of the main graph
 
@@ -139,21 +136,13 @@ def inspect_model(
     return Inspection(tuple(layers), total, untimed if time else "", origins(model.proto))
 
 
-def time_nodes(
-    model: Model,
-    feeds: Feeds,
-    machine: Machine,
-    *,
-    owner: Callable[[str], str] = str,
-) -> dict[str, float]:
+def time_nodes(model: Model, feeds: Feeds, machine: Machine) -> dict[str, float]:
     """Time the nodes of a model as ONNX Runtime runs them.
 
     Parameters
     ----------
     model, feeds, machine
         What to run, on what, and where.
-    owner
-        Maps a node of the model to what its time is summed under. By default its own name.
 
     Returns
     -------
@@ -166,40 +155,8 @@ def time_nodes(
     ModelError
         If ONNX Runtime cannot run the model on these feeds.
     """
-    named = _with_names(model)
-    origin = node_origins(named.proto.graph)
-    with as_source(named) as source:
-        times = profile_nodes(
-            source,
-            feeds,
-            providers=machine.providers,
-            intra_op_num_threads=machine.intra_op_num_threads,
-            warmup=_WARMUP,
-            iterations=_ITERATIONS,
-            label=f"'{model.name}'",
-        )
-
-    def summed_under(reported: str) -> str | None:
-        name = origin(reported)
-        return None if name is None else owner(name)
-
-    return sum_by(times, summed_under)
-
-
-def chain_owner(families: Sequence[str]) -> Callable[[str], str]:
-    """Return a function from the name of a node to that of the site whose chain it belongs to.
-
-    Nodes of chains are called ``<site>/<family>/<position>``; a node of another name is its own
-    owner.
-    """
-    either = "|".join(map(re.escape, families)) or r"(?!)"
-    pattern = re.compile(rf"(?P<site>.+)/(?:{either})/\d+")
-
-    def owner(name: str) -> str:
-        match = pattern.fullmatch(name)
-        return match["site"] if match else name
-
-    return owner
+    named, times = profile_named(model, feeds, machine)
+    return sum_by(times, node_origins(named.proto.graph))
 
 
 def installed_families() -> dict[str, FactorizePass]:
@@ -230,28 +187,6 @@ def _prepare(
     return infer_shapes(model, {name: value.shape for name, value in feeds.items()}), feeds, ""
 
 
-def _with_names(model: Model) -> Model:
-    """Name the nodes of the main graph as sites are: a profile knows nodes by name only."""
-    names = _names(model.proto.graph)
-    if names == [node.name for node in model.proto.graph.node]:
-        return model
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    for node, name in zip(proto.graph.node, names, strict=True):
-        node.name = name
-    return model.with_proto(proto)
-
-
-def _names(graph: onnx.GraphProto) -> list[str]:
-    """Return what `find_sites` calls the nodes of a graph, or would."""
-    counts = Counter(node.name for node in graph.node)
-    counts.update(n.output[0] for n in graph.node if n.output and n.output[0] != n.name)
-    return [
-        node.name if (node.name and counts[node.name] == 1) or not node.output else node.output[0]
-        for node in graph.node
-    ]
-
-
 def _layers(
     model: Model,
     sites: Sequence[Site],
@@ -265,7 +200,7 @@ def _layers(
     why = {refusal.site: refusal for refusal in refusals if refusal.reason not in _WITHIN}
     layers = []
     for index, (node, name) in enumerate(
-        zip(model.proto.graph.node, _names(model.proto.graph), strict=True)
+        zip(model.proto.graph.node, node_names(model.proto.graph), strict=True)
     ):
         if site := by_index.get(index):
             unfit = {family: kind.applies(site) for family, kind in families.items()}

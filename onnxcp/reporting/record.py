@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnxcp.settings import Settings
     from onnxcp.training import Finetuned
 
-SCHEMA = 2
+SCHEMA = 3
 
 Record = dict[str, Any]
 
@@ -103,7 +103,10 @@ def latency_record(latency: Latency) -> Record:
         "median": latency.median,
         "mean": latency.mean,
         "p90": latency.p90,
+        "p95": latency.quantile(0.95),
+        "p99": latency.quantile(0.99),
         "minimum": latency.minimum,
+        "maximum": latency.maximum,
         "samples": len(latency.samples),
         "discarded": latency.discarded,
         "clean": latency.clean,

@@ -55,7 +55,7 @@ def test_tolerances(onnxcp: Run, model: Path, scaled: Path, options: list[str], 
 def test_json(onnxcp: Run, model: Path, scaled: Path) -> None:
     done = onnxcp("compare", model, scaled, *SHAPE, "--json", "-q")
     record = json.loads(done.out)
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert record["within"] is False
     (output,) = record["outputs"]
     assert output["relative"] == pytest.approx(0.01, rel=1e-3)

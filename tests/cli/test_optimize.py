@@ -150,7 +150,7 @@ class TestJson:
     def test_tells_all(self, optimize: Any, labelled: Path) -> None:
         done = optimize("--json", "--eval-data", labelled)
         record = json.loads(done.out)
-        assert record["schema"] == 2
+        assert record["schema"] == 3
         assert record["improved"] is True
         assert record["latency"]["ratio"] == 2.0
         assert record["before"]["parameters"] > record["after"]["parameters"]

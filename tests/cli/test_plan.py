@@ -46,7 +46,7 @@ class TestPlan:
     def test_json(self, onnxcp: Run, model: Path) -> None:
         done = onnxcp("plan", model, *SHAPE, *FEW, "--max-error", "0.9", "--json", "-q")
         record = json.loads(done.out)
-        assert record["schema"] == 2
+        assert record["schema"] == 3
         assert {row["site"] for row in record["plan"]["sites"]} == {"conv", "fc"}
         assert done.err == ""
 

@@ -1,0 +1,144 @@
+"""How noisy a machine is now, and what may be claimed on it: identical work, timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from onnxcp.profiling.machine import Machine
+from onnxcp.profiling.product import matrix_product
+from onnxcp.profiling.timing import DISTURBED, INDISTINCT, Trial, paired
+
+#: Two profiles of one network on a quiet machine agree within this much; so a difference between
+#: profiles taken at different times is only called one beyond it.
+AGREEMENT = 0.03
+
+# Work of some tenths of a millisecond, the shortest that plans are made for.
+_SIZE = 256
+_SECONDS = 0.4
+
+
+class Level(StrEnum):
+    """How noisy a machine is."""
+
+    QUIET = "quiet"
+    NOISY = "noisy"
+    BUSY = "busy"
+
+
+class Verdict(StrEnum):
+    """What a comparison of times says of the second against the first."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    SAME = "not told apart"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What identical work showed, timed against itself before and after something was measured.
+
+    Attributes
+    ----------
+    apart
+        How far the 95 % interval of its ratio to itself, which is 1, reaches from 1.
+    drift
+        How much its median changed between the first time and the last.
+    interrupted
+        The share of its pairs that were interrupted.
+    """
+
+    apart: float
+    drift: float
+    interrupted: float
+
+    @property
+    def level(self) -> Level:
+        """Quiet up to `AGREEMENT`; busy, where nothing is claimed, beyond `DISTURBED`."""
+        worst = max(self.apart, self.drift)
+        if worst > DISTURBED:
+            return Level.BUSY
+        return Level.NOISY if worst > AGREEMENT else Level.QUIET
+
+    def __str__(self) -> str:
+        return (
+            f"{self.level}: identical work came out {self.apart:.1%} apart in turns and drifted by "
+            f"{self.drift:.1%}, {self.interrupted:.0%} of it interrupted"
+        ).replace("%", " %")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of two times.
+
+    Attributes
+    ----------
+    verdict
+        Of the second against the first.
+    ratio
+        How many times faster the second is.
+    low, high
+        Its 95 % interval, wider than that of the measurement by what identical work came out apart.
+    margin
+        How far from 1 the ratio has to be to be called a difference.
+    """
+
+    verdict: Verdict
+    ratio: float
+    low: float
+    high: float
+    margin: float
+
+
+def probe(machine: Machine, *, seconds: float = _SECONDS) -> Callable[[], Trial]:
+    """Return what times a small matrix product against itself, for so many seconds.
+
+    Raises
+    ------
+    ProviderError
+        If a provider is unknown, missing, or does not start.
+    """
+    run = matrix_product(machine, _SIZE).run
+    return lambda: paired(run, run, min_seconds=seconds, max_seconds=2 * seconds)
+
+
+def noise_of(trials: Sequence[Trial]) -> Noise:
+    """Sum up trials of something against itself, in the order in which they were made."""
+    apart = max(max(trial.high, 1 / trial.low) - 1 for trial in trials)
+    medians = [each.median for trial in trials for each in (trial.a, trial.b)]
+    taken = sum(trial.pairs + (trial.discarded if trial.clean else 0) for trial in trials)
+    discarded = sum(trial.discarded for trial in trials)
+    return Noise(apart, max(medians) / min(medians) - 1, discarded / taken)
+
+
+def claim(trial: Trial, noise: Noise) -> Claim:
+    """Say what a paired trial shows on a machine as noisy as this.
+
+    The interval is widened by what identical work came out apart, and the margin is at least that
+    much; on a busy machine nothing is claimed. Drift does not count, since pairs drift together.
+    """
+    margin = max(trial.margin, noise.apart, INDISTINCT)
+    low, high = trial.low / (1 + noise.apart), trial.high * (1 + noise.apart)
+    verdict = judge(trial.ratio, low, high, margin)
+    if noise.apart > DISTURBED:
+        verdict = Verdict.REFUSED
+    return Claim(verdict, trial.ratio, low, high, margin)
+
+
+def judge(ratio: float, low: float, high: float, margin: float) -> Verdict:
+    """Call a ratio a difference where its whole interval and a margin say so."""
+    if low > 1 and ratio > 1 + margin:
+        return Verdict.FASTER
+    if high < 1 and ratio < 1 / (1 + margin):
+        return Verdict.SLOWER
+    return Verdict.SAME
+
+
+def widened(interval: tuple[float, float], noise: Noise) -> tuple[float, float] | None:
+    """Return an interval of a time by itself, wider by the drift; None on a busy machine."""
+    if noise.level is Level.BUSY:
+        return None
+    low, high = interval
+    return low / (1 + noise.drift), high * (1 + noise.drift)
