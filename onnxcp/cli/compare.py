@@ -145,6 +145,7 @@ def _compare_profiles(terminal: Terminal, a: Path, b: Path, *, as_json: bool) ->
     first, second = profiles.read_profile(a), profiles.read_profile(b)
     changes = profiles.compare_profiles(first, second)
     terminal.show(tables.saved(changes))
+    terminal.show(tables.saved_costs(changes))
     for change in changes:
         if (sites := tables.saved_sites(change)) is not None:
             if len(changes) > 1:

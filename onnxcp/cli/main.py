@@ -28,6 +28,7 @@ from onnxcp.cli.profile import profile
 from onnxcp.cli.terminal import Terminal
 from onnxcp.cli.torch import export_torch, import_torch
 from onnxcp.errors import OnnxcpError
+from onnxcp.profiling.installation import broken
 
 BAD_INPUT = 2
 FAULT = 70  # EX_SOFTWARE of sysexits.h
@@ -93,13 +94,21 @@ def _run(arguments: Sequence[str], terminal: Terminal) -> int:
         return _leave_pipe()
     except OnnxcpError as error:
         _complain(str(error), terminal)
+    except ImportError as error:
+        if not (error.name or "").startswith("onnxruntime"):
+            return _fault(error, terminal)
+        _complain(broken(error), terminal)
     except MemoryError:
         _complain("There is not enough memory for this model.", terminal)
     except Exception as error:
-        detail = f"{type(error).__name__}: {error}".rstrip(".")
-        _complain(f"An unexpected error, a fault of onnxcp; please report it: {detail}.", terminal)
-        return FAULT
+        return _fault(error, terminal)
     return BAD_INPUT
+
+
+def _fault(error: Exception, terminal: Terminal) -> int:
+    detail = f"{type(error).__name__}: {error}".rstrip(".")
+    _complain(f"An unexpected error, a fault of onnxcp; please report it: {detail}.", terminal)
+    return FAULT
 
 
 def _warn(

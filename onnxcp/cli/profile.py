@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,14 +24,23 @@ if TYPE_CHECKING:
     from onnxcp.profiling.profile import Row
 
 
-def numbers(least: int, text: str) -> tuple[int, ...]:
-    """Return whole numbers separated by commas, each at least so much; an empty text holds none."""
-    texts = [item.strip() for item in text.split(",")] if text else []
-    if not all(item.isdecimal() and int(item) >= least for item in texts):
+def thread_counts(text: str) -> tuple[int, ...]:
+    """Parse numbers of threads, of which 0 leaves the choice to ONNX Runtime."""
+    return _numbers(text, 0)
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """Parse numbers of samples; an empty text holds none."""
+    return _numbers(text, 1) if text else ()
+
+
+def _numbers(text: str, least: int) -> tuple[int, ...]:
+    items = [item.strip() for item in text.split(",")]
+    if not all(item.isdecimal() and int(item) >= least for item in items):
         raise click.BadParameter(
             f"'{text}' is no list of whole numbers from {least} on; write such as 1,8."
         )
-    return tuple(dict.fromkeys(map(int, texts)))
+    return tuple(dict.fromkeys(map(int, items)))
 
 
 @click.command(short_help="Time a model, alone or against another.")
@@ -55,7 +63,7 @@ def numbers(least: int, text: str) -> tuple[int, ...]:
 @click.option(
     "--intra-op-num-threads",
     "threads",
-    type=functools.partial(numbers, 0),
+    type=thread_counts,
     default="0",
     metavar="N,...",
     help="Threads within a node, each in turn. By default, and for 0, ONNX Runtime chooses.",
@@ -63,7 +71,7 @@ def numbers(least: int, text: str) -> tuple[int, ...]:
 @click.option(
     "--batch-sizes",
     "batches",
-    type=functools.partial(numbers, 1),
+    type=batch_sizes,
     default="",
     metavar="N,...",
     help="Samples per run, each in turn. By default as --input-shapes says, or 1.",
@@ -133,8 +141,7 @@ def profile(
             effort=Effort(warmup, iterations, per_node, tuple(installed_families())),
             progress=progress,
         )
-    names = [str(model)] if baseline is None else [f"{baseline} (baseline)", str(model)]
-    _show(terminal, rows, names, per_node=per_node)
+    _show(terminal, rows, str(model), baseline=baseline, per_node=per_node)
     if as_json:
         record = profiles.profile_record(
             rows,
@@ -157,18 +164,22 @@ def _machines(providers: Sequence[str], threads: Sequence[int]) -> list[Machine]
     ]
 
 
-def _show(terminal: Terminal, rows: Sequence[Row], names: Sequence[str], *, per_node: bool) -> None:
+def _show(
+    terminal: Terminal, rows: Sequence[Row], model: str, *, baseline: Path | None, per_node: bool
+) -> None:
     from onnxcp.profiling.installation import conflict
     from onnxcp.profiling.noise import Level
     from onnxcp.reporting import profile_tables as tables
 
-    model = names[-1]
+    against = "" if baseline is None else f" against {baseline}"
+    where = f" on {rows[0].setting}" if len(rows) == 1 else ""
+    terminal.say(f"{model}{against}{where}:")
     if len(rows) == 1:
-        terminal.show(tables.statistics(rows[0], names))
+        terminal.show(tables.statistics(rows[0]))
     else:
         terminal.show(tables.latencies(rows))
         terminal.show(tables.costs(rows))
-        if len(names) > 1:
+        if baseline is not None:
             terminal.show(tables.against(rows))
     for row in rows:
         ahead = f"{row.setting}: " if len(rows) > 1 else ""
@@ -182,7 +193,7 @@ def _show(terminal: Terminal, rows: Sequence[Row], names: Sequence[str], *, per_
         if not row.timed.warmup.stable:
             terminal.say(f"{ahead}Times had not settled when warming up ended.")
     worst = max((row.noise for row in rows), key=lambda noise: max(noise.apart, noise.drift))
-    if worst.level is not Level.QUIET or terminal.verbose or len(names) == 1:
+    if worst.level is not Level.QUIET or terminal.verbose or baseline is None:
         terminal.say(tables.quiet(worst))
     if clash := conflict():
         terminal.say(f"Note that {clash}")

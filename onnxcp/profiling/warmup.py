@@ -46,7 +46,7 @@ def warm_up(
     run: Callable[[], object],
     *,
     least: int = 3,
-    max_seconds: float = 3.0,
+    max_seconds: float = 2.0,
     clock: Clock = time.perf_counter,
 ) -> WarmUp:
     """Run until times are stable.

@@ -22,18 +22,10 @@ LAYOUT = "(changes of layout, others)"
 _WORTH = 0.02
 
 
-def statistics(row: Row, names: Sequence[str]) -> Table:
-    """Return all that was measured in one setting, a column for each network.
-
-    Parameters
-    ----------
-    row
-        What was measured.
-    names
-        What to call the baseline, if any, and the network.
-    """
+def statistics(row: Row) -> Table:
+    """Return all that was measured in one setting: a column, or two where there is a baseline."""
     columns = _networks(row)
-    table = plain(["", *(f"{name}>" for name in names)], ())
+    table = plain(["", *(["before>", "after>"] if len(columns) > 1 else [">"])], ())
     for label, cell in _statistics(row):
         cells = [cell(timed) for timed in columns]
         if any(cells):
@@ -119,7 +111,8 @@ def costs(rows: Sequence[Row]) -> Table:
 def against(rows: Sequence[Row]) -> Table:
     """Return how many times faster the network is than its baseline, a row for each setting."""
     settings = _Settings([row.setting for row in rows])
-    table = plain([*settings.columns, "before>", "after>", "faster>", "95 % interval>", ""], ())
+    columns = ["before>", "after>", "it is", "faster>", "95 % interval>"]
+    table = plain([*settings.columns, *columns], ())
     for row in rows:
         if row.trial is None or row.claim is None:
             continue
@@ -128,9 +121,9 @@ def against(rows: Sequence[Row]) -> Table:
             *settings.cells(row.setting),
             units.seconds(row.trial.a.median),
             units.seconds(row.trial.b.median),
+            str(told.verdict),
             units.ratio(told.ratio),
             units.interval(told.low, told.high),
-            str(told.verdict),
         )
     return table
 
@@ -235,24 +228,36 @@ def fallen_back(breakdown: Breakdown) -> str:
 
 
 def saved(changes: Sequence[Change]) -> Table:
-    """Return two saved profiles side by side, a row for each setting."""
+    """Return the times of two saved profiles side by side, a row for each setting."""
     settings = _Settings([change.setting for change in changes])
-    columns = ["a>", "b>", "faster>", "95 % interval>", "", "memory\na>", "memory\nb>"]
-    columns += ["first\nresult a>", "first\nresult b>"]
-    if len(settings.columns) > 2:
-        columns = columns[:5]
+    table = plain([*settings.columns, "a>", "b>", "b is", "faster>", "95 % interval>"], ())
+    for change in changes:
+        table.add_row(
+            *settings.cells(change.setting),
+            *(units.seconds(each.model.latency.median) for each in (change.a, change.b)),
+            str(change.verdict),
+            units.ratio(change.ratio),
+            units.NONE if change.interval is None else units.interval(*change.interval),
+        )
+    return table
+
+
+def saved_costs(changes: Sequence[Change]) -> Table:
+    """Return tails, memory and the time to the first result of two saved profiles."""
+    settings = _Settings([change.setting for change in changes])
+    pairs = ("p99", "peak memory", "first result")
+    columns = [f"{name}\n{which}>" for name in pairs for which in ("a", "b")]
     table = plain([*settings.columns, *columns], ())
     for change in changes:
-        pair = (change.a.model, change.b.model)
-        fresh = [each.fresh for each in pair]
-        cells = [units.seconds(each.latency.median) for each in pair]
-        cells += [units.ratio(change.ratio)]
-        cells += [units.NONE if change.interval is None else units.interval(*change.interval)]
-        cells += [str(change.verdict)]
-        memory = [None if each is None else each.peak_bytes for each in fresh]
-        cells += [units.NONE if each is None else units.nbytes(each) for each in memory]
-        cells += [units.seconds(None if each is None else each.to_first_result) for each in fresh]
-        table.add_row(*settings.cells(change.setting), *cells[: len(columns)])
+        both = (change.a.model, change.b.model)
+        peaks = [None if each.fresh is None else each.fresh.peak_bytes for each in both]
+        firsts = [None if each.fresh is None else each.fresh.to_first_result for each in both]
+        table.add_row(
+            *settings.cells(change.setting),
+            *(units.seconds(each.latency.p99) for each in both),
+            *(units.NONE if each is None else units.nbytes(each) for each in peaks),
+            *(units.seconds(each) for each in firsts),
+        )
     return table
 
 

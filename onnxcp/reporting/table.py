@@ -12,7 +12,6 @@ from rich.text import Text
 
 from onnxcp import units
 from onnxcp.profiling.compare import OutputDifference
-from onnxcp.profiling.timing import Latency
 from onnxcp.reporting import facts, plans
 
 if TYPE_CHECKING:
@@ -126,32 +125,6 @@ def verdict(result: Optimized) -> Text:
     """Return the one sentence on the outcome."""
     sentence = result.verdict if result.verdict.endswith(".") else f"{result.verdict}."
     return Text(sentence, style="bold green" if result.improved else "bold yellow")
-
-
-def latencies(columns: Sequence[tuple[str, Latency]], batch: int | None) -> Table:
-    """Return statistics of one or two latencies, one column each.
-
-    Parameters
-    ----------
-    columns
-        What to call each, and its times.
-    batch
-        Samples per run for the throughput, or None if that is not known.
-    """
-    table = _table("", *(f"{name}>" for name, _ in columns))
-    statistics = {
-        "median": [latency.median for _, latency in columns],
-        "mean": [latency.mean for _, latency in columns],
-        "90th percentile": [latency.p90 for _, latency in columns],
-        "least": [latency.minimum for _, latency in columns],
-    }
-    for label, values in statistics.items():
-        table.add_row(label, *map(units.seconds, values))
-    what = "runs per second" if batch is None else "samples per second"
-    table.add_row(what, *(units.count((batch or 1) / latency.median) for _, latency in columns))
-    counted = (f"{len(each.samples)} ({each.discarded} interrupted)" for _, each in columns)
-    table.add_row("runs", *counted)
-    return table
 
 
 def differences(outputs: Iterable[tuple[OutputDifference, bool]]) -> Table:

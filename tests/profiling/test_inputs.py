@@ -15,6 +15,7 @@ from onnxcp.profiling.inputs import (
     random_feeds,
     resolve_shapes,
     session_inputs,
+    with_batch,
 )
 from onnxcp.profiling.session import infer, open_session
 
@@ -213,3 +214,44 @@ class TestCheckFeeds:
         check_feeds(session("string[N] x"), {"x": np.array(["a"], dtype)})
         with pytest.raises(DataError, match="'x' wants string, and was given int64"):
             check_feeds(session("string[N] x"), {"x": np.array([1])})
+
+
+F = FLOAT
+
+
+@pytest.mark.parametrize(
+    ("specs", "batched"),
+    [
+        ([InputSpec("x", F, ("N", 3))], {"x": (8, 3)}),
+        ([InputSpec("x", F, (None, 3))], {"x": (8, 3)}),
+        (
+            [InputSpec("x", F, ("N", 3)), InputSpec("y", F, ("N",))],
+            {"x": (8, 3), "y": (8,)},
+        ),
+        (
+            [InputSpec("x", F, ("N", 3)), InputSpec("y", F, ("T",))],
+            {"x": (8, 3), "y": (1,)},
+        ),
+        ([InputSpec("n", F, ()), InputSpec("x", F, ("N", 3))], {"n": (), "x": (8, 3)}),
+        ([InputSpec("x", F, (8, 3))], {"x": (8, 3)}),
+    ],
+)
+def test_with_batch(specs: list[InputSpec], batched: dict[str, tuple[int, ...]]) -> None:
+    shapes = resolve_shapes(specs)
+    assert with_batch(specs, shapes, 8) == batched
+    assert with_batch(specs, batched, 8) == batched
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            InputSpec("x", F, (4, 3)),
+            r"no batch to set to 8: .*'x' \(4, 3\), so that only 4 can",
+        ),
+        (InputSpec("n", F, ()), r"no batch to set to 8: its inputs are 'n' \(\)\.$"),
+    ],
+)
+def test_without_a_batch(spec: InputSpec, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        with_batch([spec], resolve_shapes([spec]), 8)

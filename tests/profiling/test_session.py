@@ -156,3 +156,30 @@ def test_strings_are_never_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_status_of_onnx_runtime_is_known() -> None:
     assert ort.capi.onnxruntime_pybind11_state.InvalidGraph in session_module._ORT_ERRORS
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_runs_with_copies(bound: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if bound:
+        monkeypatch.setitem(session_module._DEVICES, "CPUExecutionProvider", "cpu")
+    session = open_session(model(DOUBLE))
+    runner = Runner(session, {"x": np.ones((2, 3), np.float32)}, label="'net'")
+    assert runner.on_device == bound
+    runner.run_with_copies()
+    wrong = Runner(session, {"x": np.ones((2, 3), np.float32)}, label="'net'")
+    wrong._feeds = {}
+    with pytest.raises(ModelError, match=r"^ONNX Runtime cannot run 'net': "):
+        wrong.run_with_copies()
+
+
+@pytest.mark.parametrize(("name", "times"), [("cuda", 1), ("tensorrt", 1), ("openvino", 0)])
+def test_libraries_of_cuda_are_loaded_ahead(
+    name: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may have come as Python packages, where no linker looks."""
+    loaded: list[object] = []
+    monkeypatch.setattr(session_module.installation, "preload", loaded.append)
+    monkeypatch.setattr(ort, "get_available_providers", ort.get_all_providers)
+    with pytest.warns(UserWarning, match="ExecutionProvider"), pytest.raises(ProviderError):
+        open_session(model(DOUBLE), providers=[name])
+    assert len(loaded) == times

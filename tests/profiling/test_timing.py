@@ -120,6 +120,35 @@ class TestMeasure:
         assert timing.involuntary_switches() >= 0
 
 
+class TestLatency:
+    latency = Latency(tuple(0.001 * k for k in range(1, 102)))
+
+    def test_quantiles(self) -> None:
+        assert self.latency.quantile(0.5) == self.latency.median == pytest.approx(0.051)
+        assert self.latency.quantile(0.95) == pytest.approx(0.096)
+        assert self.latency.quantile(0.99) == pytest.approx(0.1)
+        assert (self.latency.minimum, self.latency.maximum) == (0.001, 0.101)
+
+    def test_the_interval_narrows_with_the_runs(self) -> None:
+        seconds = noisy(0.01)
+        few, many = (
+            Latency(tuple(itertools.islice(seconds, count))).interval() for count in (20, 2000)
+        )
+        assert few[0] <= few[1]
+        assert many[1] - many[0] < few[1] - few[0]
+        assert many[0] < 0.01 < many[1]
+
+    def test_runs_that_are_alike_in_stretches_say_less(self) -> None:
+        rng = np.random.default_rng(0)
+        stretches = np.repeat(0.01 * (1 + 0.05 * rng.standard_normal(50)), 40)
+        apart = rng.permutation(stretches)
+        together, mixed = (Latency(tuple(each.tolist())).interval() for each in (stretches, apart))
+        assert together[1] - together[0] > 2 * (mixed[1] - mixed[0])
+
+    def test_the_interval_of_one_run(self) -> None:
+        assert Latency((0.25,)).interval() == (0.25, 0.25)
+
+
 class TestPaired:
     def test_ratio_is_the_speed_up_of_b(self, machine: Machine) -> None:
         a, b = machine.program("a", noisy(0.006)), machine.program("b", noisy(0.002, 1))

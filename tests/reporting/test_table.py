@@ -9,7 +9,6 @@ from rich.console import Console, RenderableType
 
 from onnxcp.optimizer import Optimized
 from onnxcp.profiling.compare import OutputDifference
-from onnxcp.profiling.timing import Latency
 from onnxcp.reporting import table
 from tests.reporting.conftest import (
     CALIBRATION,
@@ -132,15 +131,6 @@ def test_long_names_are_folded_and_never_cut() -> None:
     text = printed(table.plain(("name", "kernel=", "n>"), [[name, "512×512×3×3", "1.85 G"]]))
     assert "512×512×3×3" in text
     assert "…" not in text
-
-
-def test_latencies_side_by_side() -> None:
-    columns = [("a", Latency((1e-3, 3e-3))), ("b", Latency((1e-3,), discarded=2))]
-    text = printed(table.latencies(columns, 4))
-    assert "2.00 ms" in text
-    assert "samples per second" in text
-    assert "1 (2 interrupted)" in text
-    assert "runs per second" in printed(table.latencies(columns, None))
 
 
 def test_differences() -> None:
