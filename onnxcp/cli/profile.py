@@ -89,7 +89,7 @@ def _numbers(text: str, least: int) -> tuple[int, ...]:
     type=click.IntRange(1),
     metavar="N",
     help="Runs that count; with --baseline clean pairs of runs, for a minute at most. By default "
-    "2 s of them, and up to 20 s for 100 runs of large networks.",
+    "2 s of them, and up to 20 s for 100 runs or pairs.",
 )
 @click.option(
     "--per-node",
@@ -184,7 +184,7 @@ def _show(
     for row in rows:
         ahead = f"{row.setting}: " if len(rows) > 1 else ""
         if row.claim is not None and row.trial is not None:
-            terminal.say(ahead + tables.claimed(row.claim, model, row.noise, row.trial.pairs))
+            terminal.say(ahead + tables.claimed(row.claim, model, row.trial.pairs))
         found = row.timed.breakdown
         if found is not None and (said := tables.fallen_back(found)):
             terminal.say(ahead + said)

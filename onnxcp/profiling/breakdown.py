@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -87,6 +87,7 @@ def break_down(
     machine: Machine,
     *,
     families: Iterable[str] = (),
+    ancestors: Collection[str] = (),
     iterations: int = _ITERATIONS,
 ) -> Breakdown:
     """Profile a network and sum up where its time goes.
@@ -97,6 +98,8 @@ def break_down(
         What to run, on what, and where.
     families
         Names of families, by which nodes of chains are known.
+    ancestors
+        Names of the nodes that the model was rewritten from, where these are known.
     iterations
         Runs that count.
 
@@ -108,8 +111,9 @@ def break_down(
     named, times = profile_named(model, feeds, machine, iterations=iterations)
     fallen = [each for each in times if _fell_back(each, machine)]
     origin = node_origins(named.proto.graph)
+    owner = chain_owner(named, families, ancestors)
     return Breakdown(
-        sites=_sites(times, origin, chain_owner(named, families), _flops(named, feeds, machine)),
+        sites=_sites(times, origin, owner, _flops(named, feeds, machine)),
         operators=_operators(times),
         fallen_back=tuple(dict.fromkeys(origin(each.name) or each.name for each in fallen)),
         fallen_seconds=sum(each.seconds_per_run for each in fallen),
@@ -169,12 +173,13 @@ def node_names(graph: onnx.GraphProto) -> list[str]:
     ]
 
 
-def chain_owner(model: Model, families: Iterable[str]) -> Owner:
+def chain_owner(model: Model, families: Iterable[str], ancestors: Collection[str] = ()) -> Owner:
     """Return a function from the name of a node to that of the site whose chain it belongs to.
 
     Nodes of chains are called ``<site>/<family>/<position>``, with more behind that where a later
     pass rewrote them; what reads a factor that the model notes belongs to the site of that note,
-    whatever it is called. Any other node is its own owner.
+    whatever it is called. A node called ``<ancestor>/<anything>`` belongs to that ancestor. Any
+    other node is its own owner.
     """
     either = "|".join(map(re.escape, families)) or r"(?!)"
     pattern = re.compile(rf"(?P<site>.+?)/(?:{either})/\d+(?:/.+)?")
@@ -187,8 +192,14 @@ def chain_owner(model: Model, families: Iterable[str]) -> Owner:
     }
 
     def owner(name: str) -> str:
-        match = pattern.fullmatch(name)
-        return noted.get(name) or (match["site"] if match else name)
+        if name in noted:
+            return noted[name]
+        if match := pattern.fullmatch(name):
+            return match["site"]
+        above = name
+        while above and above not in ancestors:
+            above = above.rpartition("/")[0]
+        return above or name
 
     return owner
 

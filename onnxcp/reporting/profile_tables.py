@@ -56,7 +56,7 @@ def _statistics(row: Row) -> Iterator[tuple[str, Callable[[Timed], str]]]:
     yield "  opening the session", lambda timed: _fresh(timed, "session_seconds")
     yield "  the first run", lambda timed: _fresh(timed, "first_seconds")
     yield "runs", lambda timed: f"{len(timed.latency.samples)}"
-    yield "  interrupted besides", lambda timed: f"{timed.latency.discarded}"
+    yield "  interrupted", lambda timed: _interrupted(timed.latency)
     yield "  to warm up", lambda timed: f"{timed.warmup.runs}{_unstable(timed)}"
 
 
@@ -128,13 +128,13 @@ def against(rows: Sequence[Row]) -> Table:
     return table
 
 
-def claimed(told: Claim, name: str, noise: Noise, pairs: int) -> str:
+def claimed(told: Claim, name: str, pairs: int) -> str:
     """Say what may be said of a network against its baseline."""
     found = f"{told.ratio:.2f}x ({told.low:.2f} to {told.high:.2f}, {pairs} pairs)"
     if told.verdict is Verdict.REFUSED:
         return (
-            f"Which is faster is not said: the machine is {noise}. Measured: {found}; try again "
-            "when nothing else runs."
+            f"Which is faster is not said, since the machine is too busy; measured: {found}. Try "
+            "again when nothing else runs."
         )
     if told.verdict is Verdict.SAME:
         return (
@@ -354,6 +354,11 @@ def _first(timed: Timed) -> str:
 
 def _fresh(timed: Timed, name: str) -> str:
     return "" if timed.fresh is None else units.seconds(getattr(timed.fresh, name))
+
+
+def _interrupted(latency: Latency) -> str:
+    what = "" if not latency.discarded else ", left out" if latency.clean else ", included"
+    return f"{latency.discarded}{what}"
 
 
 def _unstable(timed: Timed) -> str:

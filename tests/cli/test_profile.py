@@ -96,7 +96,13 @@ def test_against_a_baseline(
     ("apart", "words"),
     [
         (0.1, ["is not told apart", "less than 10.0 % is no difference", "wider by that"]),
-        (0.5, ["Which is faster is not said: the machine is busy", "No intervals are given"]),
+        (
+            0.5,
+            [
+                "Which is faster is not said, since the machine is too busy",
+                "No intervals are given",
+            ],
+        ),
     ],
 )
 def test_noise_widens_and_refuses_claims(

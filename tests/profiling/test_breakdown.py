@@ -54,6 +54,16 @@ class TestChainOwner:
     def test_without_families_every_node_is_its_own(self) -> None:
         assert chain_owner(network(), ())("conv2/cp4/0") == "conv2/cp4/0"
 
+    def test_by_the_nodes_that_the_model_was_rewritten_from(self) -> None:
+        names = {"conv1", "/block", "/block/conv"}
+        owner = chain_owner(network(), FAMILIES, names)
+        for name in ("conv1/over", "conv1/a/b", "conv1/cp4/0", "conv1"):
+            assert owner(name) == "conv1"
+        assert owner("/block/conv") == "/block/conv"
+        assert owner("/block/conv/rest") == "/block/conv"
+        assert owner("/new/conv") == "/new/conv"
+        assert owner("conv10") == "conv10"
+
     def test_by_the_factors_that_a_node_reads(self) -> None:
         passes = parse_pipeline('tucker2{rank=4,nodes="conv"}')
         rewritten = PassManager(passes).run(network())[0]

@@ -80,6 +80,25 @@ def test_every_session_sees_one_shape_only(model: Model, monkeypatch: pytest.Mon
     assert seen[0] != seen[1]
 
 
+def test_several_sessions_are_pooled(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where weights lie in memory has a say; but a session that opens slowly is the only one."""
+    monkeypatch.setattr(profiling, "_LEAST_SECONDS", 0.0)
+    (row,) = profile(model, [ONE], effort=Effort(warmup=1))
+    # At least eight runs of each, of which the first window of warming up has three.
+    assert (
+        len(row.timed.latency.samples) + row.timed.latency.discarded * row.timed.latency.clean >= 24
+    )
+    assert row.timed.warmup.runs >= 9
+    monkeypatch.setattr(profiling, "_QUICK_SECONDS", 0.0)
+    opened: list[object] = []
+    really = profiling.Runner
+    monkeypatch.setattr(
+        profiling, "Runner", lambda *given, **named: opened.append(1) or really(*given, **named)
+    )
+    profile(model, [ONE], effort=Effort(warmup=1))
+    assert len(opened) == 1
+
+
 def test_against_a_baseline(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "paired", lambda *_, **__: trial(2.0))
     (row,) = profile(model, [ONE], baseline=model, effort=FEW)

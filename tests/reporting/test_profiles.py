@@ -258,7 +258,7 @@ class TestTables:
         for words in (
             *("median (p50)", "95 % interval", "mean", "least", "most", "90th percentile"),
             *("95th percentile", "99th percentile", "samples per second", "peak memory"),
-            *("50.0 MiB", "time to first result", "210 ms", "30", "interrupted besides", "4.00 k"),
+            *("50.0 MiB", "time to first result", "210 ms", "30", "7, left out", "4.00 k"),
         ):
             assert words in text
         assert "device" not in text
@@ -277,6 +277,12 @@ class TestTables:
         text = printed(tables.costs([row(device=True), row(batch=1)]))
         assert "copies" in text
         assert "300 MiB" in text
+
+    def test_interrupted_runs_that_are_included(self) -> None:
+        interrupted = replace(row(), timed=timed(clean=False))
+        text = printed(tables.statistics(interrupted))
+        assert "7, included" in text
+        assert "12, not stable yet" in text
 
     def test_no_interval_on_a_busy_machine(self) -> None:
         assert "interval" not in printed(tables.statistics(row(noise=BUSY)))
@@ -369,13 +375,13 @@ class TestSentences:
             (3.0, QUIET, ["net is faster than the baseline: 3.00x"]),
             (0.5, QUIET, ["net is slower than the baseline: 0.50x"]),
             (1.0, QUIET, ["net is not told apart", "less than 2.5 % is no difference"]),
-            (3.0, BUSY, ["Which is faster is not said", "busy", "3.00x"]),
+            (3.0, BUSY, ["Which is faster is not said", "too busy", "3.00x"]),
         ],
     )
     def test_claims(self, ratio: float, noise: Noise, words: list[str]) -> None:
         trial = row(2.0, baseline=2.0 * ratio).trial
         assert trial is not None
-        said = tables.claimed(claim(trial, noise), "net", noise, trial.pairs)
+        said = tables.claimed(claim(trial, noise), "net", trial.pairs)
         for each in words:
             assert each in said
 
