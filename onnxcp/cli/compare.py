@@ -156,7 +156,8 @@ def _compare_profiles(terminal: Terminal, a: Path, b: Path, *, as_json: bool) ->
     elif any(change.verdict is Verdict.REFUSED for change in changes):
         terminal.say("Where it says refused, a machine was too busy to say which is faster.")
     if left := tables.only_in_one(first, second):
-        terminal.say(f"{left} settings are in one of the profiles only.")
+        what = "setting is" if left == 1 else "settings are"
+        terminal.say(f"{left} {what} in one of the profiles only.")
     if as_json:
         terminal.json(profiles.comparison_record(str(a), str(b), changes))
     return 1 if any(change.verdict is Verdict.SLOWER for change in changes) else 0

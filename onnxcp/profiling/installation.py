@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -108,8 +109,11 @@ def why_not_started(provider: str, short: str, *, load: Load = ctypes.CDLL) -> s
     return f"{message}: there is no such device, or its driver or a library is missing."
 
 
+@functools.cache
 def preload(module: Any) -> None:
     """Load the libraries of CUDA that come as Python packages, where ONNX Runtime can do that.
+
+    That happens once in a process.
 
     Parameters
     ----------

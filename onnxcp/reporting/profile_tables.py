@@ -26,6 +26,7 @@ def statistics(row: Row) -> Table:
     """Return all that was measured in one setting: a column, or two where there is a baseline."""
     columns = _networks(row)
     table = plain(["", *(["before>", "after>"] if len(columns) > 1 else [">"])], ())
+    table.show_header = len(columns) > 1
     for label, cell in _statistics(row):
         cells = [cell(timed) for timed in columns]
         if any(cells):

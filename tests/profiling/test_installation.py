@@ -144,6 +144,7 @@ class TestPreload:
 
         module = Module()
         preload(module)
+        preload(module)
         assert module.calls == 1
         assert capsys.readouterr().out == ""
 

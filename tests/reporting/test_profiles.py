@@ -266,6 +266,7 @@ class TestTables:
 
     def test_two_networks_are_two(self) -> None:
         text = printed(tables.statistics(row(2.0, baseline=6.0)))
+        assert text.split()[:2] == ["before", "after"]
         assert "6.00 ms" in text
         assert "2.00 ms" in text
 
