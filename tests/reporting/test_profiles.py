@@ -34,7 +34,9 @@ from onnxcp.reporting.profiles import (
 from onnxcp.reporting.record import SCHEMA, to_json
 
 QUIET, BUSY = Noise(0.01, 0.01, 0.0), Noise(0.4, 0.4, 0.9)
-ENVIRONMENT = Environment("A processor", 2, "1", ("cpu",), "Linux", {"onnxruntime": "1.31.1"})
+ENVIRONMENT = Environment(
+    "A processor", 2, "1", ("cpu",), "fp32", "Linux", {"onnxruntime": "1.31.1"}
+)
 CEILING = Ceiling(100e9, "float32", 1024)
 
 
