@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from onnxcp.calibration.data import Data
 from onnxcp.errors import OnnxcpError
 from onnxcp.finishing import race, seconds_of_original
-from onnxcp.passes import LowerPass, PassRecord, registered_passes
+from onnxcp.graph.model import Model
+from onnxcp.passes import Context, LowerPass, PassManager, PassRecord, registered_passes
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.precision.qdq import is_quantized
-from onnxcp.profiling.machine import PRECISIONS
-from onnxcp.rewriting import Rewrite, Work, fold
+from onnxcp.profiling.machine import PRECISIONS, Machine
+from onnxcp.rewriting import Rewrite, Work, fold, some_batches
 from onnxcp.settings import Settings
 from onnxcp.verification import Step, Verification, time
 
 FULL = PRECISIONS[0]
+
+
+def as_timed(model: Model, precision: str) -> Model:
+    """Return what takes as long as a model does in a precision; one in integers stays.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be had in it.
+    """
+    if precision == FULL or is_quantized(model):
+        return model
+    return _pass_for(precision)().stand_in(model)
+
+
+def as_deployed(model: Model, precision: str, data: Data | None, machine: Machine) -> Model:
+    """Return a model in a precision, calibrated on samples; one in integers stays.
+
+    Raises
+    ------
+    OnnxcpError
+        If there are no samples and it needs some, or it cannot be had in it.
+    """
+    if precision == FULL or is_quantized(model):
+        return model
+    _check_samples(precision, data)
+    samples = None if data is None else functools.partial(some_batches, data)
+    lower = PassManager([_pass_for(precision)()])
+    return lower.run(model, Context(samples=samples, machine=machine))[0]
 
 
 def with_precision(work: Work) -> Work:
@@ -45,8 +77,7 @@ def with_precision(work: Work) -> Work:
             f"--precision {precision}."
         )
     full, kind = work, _pass_for(precision)
-    if precision == "int8" and work.calibration is None:
-        raise OnnxcpError("int8 needs samples to calibrate on: give --calibration-data.")
+    _check_samples(precision, work.calibration)
     work = replace(work, settings=_for(work, precision))
     prepared, _ = work.finished(fold(work.original)[0])
     work.progress(f"choosing how to get to {precision}", 0, 1)
@@ -146,6 +177,11 @@ def steps(work: Work, rewrite: Rewrite, verification: Verification) -> Steps | N
     )
     rows = (alone, float_step, both)
     return Steps(rows, pays=True, full_is_faster=full.slower, told=told, told_of_full=kept)
+
+
+def _check_samples(precision: str, data: Data | None) -> None:
+    if precision == "int8" and data is None:
+        raise OnnxcpError("int8 needs samples to calibrate on: give --calibration-data.")
 
 
 def _notes(records: Sequence[PassRecord]) -> tuple[str, ...]:

@@ -273,7 +273,8 @@ def make_plan(
         return outlined_by_cosine(work, settings.preset, goal)
     if goal.size is not None:
         goal = Goal(parameters=first_share(work.original, bytes_wanted(work.original, goal)))
-    return outlined(work, goal)
+    plan, planned = outlined(work, goal)
+    return plan, replace(planned, shortfall=f"{planned.shortfall} {work.told}".strip())
 
 
 def _rewritten(work: Work) -> tuple[Rewrite, Planned | None]:
@@ -423,8 +424,8 @@ def _doubted(work: Work, rewrite: Rewrite) -> Rewrite | None:
         for each in rewrite.decisions
         if each.option is not None and (timing := each.option.timing) is not None
     }
-    # What ends every rewrite may pay without any site.
-    if len(certain) < (1 if work.finish else 2):
+    # What ends every rewrite, and a lower precision, may pay without any site.
+    if len(certain) < (1 if work.finish or work.lower else 2):
         return None
     doubted = sorted(certain, key=lambda site: certain[site])[: (len(certain) + 1) // 2]
     why = "with it, the whole network was measured to be no faster"

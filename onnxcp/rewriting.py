@@ -109,7 +109,7 @@ class Work:
         return Context(
             self.shapes,
             progress=lambda what: self.progress(what, 0, 1),
-            samples=None if data is None else functools.partial(_batches, data),
+            samples=None if data is None else functools.partial(some_batches, data),
             machine=self.settings.machine,
         )
 
@@ -345,7 +345,7 @@ def _spliced(work: Work, rewrite: Rewrite) -> Rewrite:
     return replace(rewrite, model=model, plain=plain, endings=endings)
 
 
-def _batches(data: Data, count: int) -> list[Batch]:
+def some_batches(data: Data, count: int) -> list[Batch]:
     """Return the first samples in batches that an eighth of them fills."""
     size = max(1, min(_BATCH, count // 8))
     return list(itertools.islice(data.batches(size), max(1, count // size)))

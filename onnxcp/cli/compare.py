@@ -15,6 +15,7 @@ from onnxcp.cli.options import (
     input_shapes_option,
     json_option,
     machine_options,
+    precision_option,
     verbosity_options,
 )
 from onnxcp.cli.terminal import Terminal
@@ -33,7 +34,7 @@ _RANDOM_BATCHES = 4
 
 _OF_MODELS = (
     *("rtol", "atol", "input_shapes", "providers", "intra_op_num_threads", "calibration_data"),
-    *("data_loader_script", "preprocess", "calibration_samples"),
+    *("data_loader_script", "preprocess", "calibration_samples", "precision"),
 )
 
 
@@ -60,6 +61,10 @@ _OF_MODELS = (
 @calibration_options(use="to compare outputs on", without="seeded random inputs serve")
 @input_shapes_option
 @machine_options
+@precision_option(
+    "Compare A with what B computes in it: int8 is calibrated on the calibration data. A quantized "
+    "model stays as it is."
+)
 @json_option
 @verbosity_options
 @click.pass_obj
@@ -73,6 +78,7 @@ def compare(
     calibration: CalibrationSource | None,
     input_shapes: dict[str, Shape],
     machine: Machine,
+    precision: str,
     as_json: bool,
 ) -> int:
     """Compare what models A (the reference) and B compute on the same inputs.
@@ -90,6 +96,7 @@ def compare(
         return _compare_profiles(terminal, a, b, as_json=as_json)
     from onnxcp.calibration.data import load_calibration
     from onnxcp.graph.model import load
+    from onnxcp.lowering import as_deployed
     from onnxcp.profiling.compare import compare as differences_of
     from onnxcp.profiling.inputs import assume_extents, check_feeds, random_feeds, session_inputs
     from onnxcp.profiling.machine import runnable_feeds
@@ -98,8 +105,11 @@ def compare(
     with terminal.progress() as progress:
         progress("loading", 0, 1)
         first = machine.open(load(a), label=f"'{a}'")
-        second = machine.open(load(b), label=f"'{b}'")
-        if calibration is None:
+        specs = session_inputs(first)
+        data = None if calibration is None else load_calibration(calibration, specs)
+        deployed = as_deployed(load(b), precision, data, machine)
+        second = machine.open(deployed, label=f"'{b}'")
+        if data is None:
             feeds = runnable_feeds(first, input_shapes, str(a))
             check_feeds(second, feeds)
             shapes = {name: value.shape for name, value in feeds.items()}
@@ -108,8 +118,6 @@ def compare(
                 random_feeds(first, shapes=shapes, seed=seed) for seed in range(count)
             )
         else:
-            specs = session_inputs(first)
-            data = load_calibration(calibration, specs)
             shapes = assume_extents(specs, input_shapes)
             size = max((shape[0] for shape in shapes.values() if shape), default=1)
             count, stream = data.batch_count(size), data.batches(size)

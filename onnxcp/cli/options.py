@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +16,6 @@ from onnxcp.cli.terminal import Terminal
 if TYPE_CHECKING:
     from onnxcp.calibration.preprocess import Preprocess
     from onnxcp.profiling.inputs import Shape
-    from onnxcp.profiling.machine import Machine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -130,22 +128,15 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_machine
 
 
-def precision_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --precision, received as that of the machine; below `machine_options`."""
-
-    @click.option(
+def precision_option(help: str) -> Callable[[Command], Command]:  # noqa: A002
+    """Add --precision, received as a word; `help` says what it does to what."""
+    return click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
         default=PRECISIONS[0],
         show_default=True,
-        help="What the network is deployed in: int8 by ONNX Runtime's quantizer, which needs "
-        "calibration data, or fp16. Kept only where it is measured to be faster.",
+        help=help,
     )
-    @functools.wraps(command)
-    def with_precision(*args: Any, machine: Machine, precision: str, **kwargs: Any) -> Any:
-        return command(*args, machine=replace(machine, precision=precision), **kwargs)
-
-    return with_precision
 
 
 def input_shapes_option(command: Command) -> Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
 @click.option("--save-plan", type=PATH, metavar="P.yaml", help="Write the plan, to carry it out.")
 @cache_options
 @machine_options
-@precision_option
+@precision_option(
+    "What the network is deployed in: int8 by ONNX Runtime's quantizer, which needs calibration "
+    "data, or fp16. Kept only where it is measured to be faster."
+)
 @input_shapes_option
 @calibration_options(
     use="to find out what options cost in error",
@@ -61,6 +65,7 @@ def plan(
     cache_dir: Path | None,
     no_cache: bool,
     machine: Machine,
+    precision: str,
     input_shapes: dict[str, Shape],
     calibration: CalibrationSource | None,
     force: bool,
@@ -86,7 +91,7 @@ def plan(
         nodes=nodes,
         exclude=exclude,
         round_to=round_to,
-        machine=machine,
+        machine=replace(machine, precision=precision),
         input_shapes=input_shapes,
         cache_dir=cache_dir,
         cached=not no_cache,
@@ -107,4 +112,4 @@ def plan(
         write(made, save_plan)
         terminal.wrote(save_plan, "the plan")
     if as_json:
-        terminal.json(planned_record(made, planned, describe(machine)))
+        terminal.json(planned_record(made, planned, describe(settings.machine)))

@@ -13,6 +13,7 @@ from onnxcp.cli.options import (
     input_shapes_option,
     json_option,
     model_argument,
+    precision_option,
     provider_names,
     verbosity_options,
 )
@@ -97,6 +98,10 @@ def _numbers(text: str, least: int) -> tuple[int, ...]:
     help="Show the time of each node, chains under the node they replaced, and of each operator; "
     "and how near nodes come to the speed of a large matrix product.",
 )
+@precision_option(
+    "Time models as they would run in it, with made-up ranges for int8: time does not depend on "
+    "them. A quantized model stays as it is."
+)
 @input_shapes_option
 @json_option
 @verbosity_options
@@ -112,6 +117,7 @@ def profile(
     warmup: int,
     iterations: int | None,
     per_node: bool,
+    precision: str,
     input_shapes: dict[str, Shape],
     as_json: bool,
 ) -> None:
@@ -123,19 +129,20 @@ def profile(
     profile is kept for `onnxcp compare A.json B.json`.
     """
     from onnxcp.graph.model import load
+    from onnxcp.lowering import as_timed
     from onnxcp.profiling.environment import describe
     from onnxcp.profiling.profile import Effort
     from onnxcp.profiling.profile import profile as measured
     from onnxcp.reporting import profiles
     from onnxcp.reporting.inspection import installed_families
 
-    machines = _machines(providers, threads)
+    machines = _machines(providers, threads, precision)
     with terminal.progress() as progress:
         progress("loading", 0, 1)
         rows = measured(
-            load(model),
+            as_timed(load(model), precision),
             machines,
-            baseline=None if baseline is None else load(baseline),
+            baseline=None if baseline is None else as_timed(load(baseline), precision),
             batches=batches,
             shapes=input_shapes,
             effort=Effort(warmup, iterations, per_node, tuple(installed_families())),
@@ -153,12 +160,12 @@ def profile(
         terminal.json(record)
 
 
-def _machines(providers: Sequence[str], threads: Sequence[int]) -> list[Machine]:
+def _machines(providers: Sequence[str], threads: Sequence[int], precision: str) -> list[Machine]:
     from onnxcp.profiling.machine import Machine
     from onnxcp.profiling.providers import split_providers
 
     return [
-        Machine(split_providers(preferred, "+"), number)
+        Machine(split_providers(preferred, "+"), number, precision)
         for preferred in providers
         for number in threads
     ]

@@ -25,6 +25,7 @@ def to_half(model: Model, *, keep_interface: bool = True) -> Model:
     ModelError
         If the converter cannot convert it.
     """
+    from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     proto = onnx.ModelProto()
@@ -38,4 +39,6 @@ def to_half(model: Model, *, keep_interface: bool = True) -> Model:
         raise ModelError(f"'{model.name}' cannot be converted to float16: {detail}.") from error
     finally:
         logging.disable(before)
-    return model.with_proto(converted)
+    sorted_ = ONNXModel(converted)  # casts come last, where they are not allowed to be
+    sorted_.topological_sort()
+    return model.with_proto(sorted_.model)
