@@ -6,6 +6,8 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import onnx
+
 from onnxcp.calibration.data import Data
 from onnxcp.errors import OnnxcpError
 from onnxcp.finishing import race, seconds_of_original
@@ -78,6 +80,10 @@ def with_precision(work: Work) -> Work:
         )
     full, kind = work, _pass_for(precision)
     _check_samples(precision, work.calibration)
+    if precision == "int8" and _is_half(work.original):
+        raise OnnxcpError(
+            f"'{work.original.name}' is of float16, which is not quantized: give it in float32."
+        )
     work = replace(work, settings=_for(work, precision))
     prepared, _ = work.finished(fold(work.original)[0])
     work.progress(f"choosing how to get to {precision}", 0, 1)
@@ -177,6 +183,11 @@ def steps(work: Work, rewrite: Rewrite, verification: Verification) -> Steps | N
     )
     rows = (alone, float_step, both)
     return Steps(rows, pays=True, full_is_faster=full.slower, told=told, told_of_full=kept)
+
+
+def _is_half(model: Model) -> bool:
+    kinds = {each.data_type for each in model.proto.graph.initializer}
+    return onnx.TensorProto.FLOAT16 in kinds and onnx.TensorProto.FLOAT not in kinds
 
 
 def _check_samples(precision: str, data: Data | None) -> None:

@@ -151,3 +151,18 @@ def test_bad_data(onnxcp: Run, model: Path, tmp_path: Path) -> None:
 
 def test_open_extents_are_found_by_running(onnxcp: Run, sound: Path) -> None:
     assert onnxcp("compare", sound, sound).code == 0
+
+
+class TestInAPrecision:
+    def test_what_it_does_to_the_outputs(self, onnxcp: Run, model: Path, calibration: Path) -> None:
+        data = ("--calibration-data", calibration, "--rtol", "0")
+        plain = onnxcp("compare", model, model, *SHAPE, *data)
+        int8 = onnxcp("compare", model, model, *SHAPE, *data, "--precision", "int8")
+        loose = onnxcp("compare", model, model, *SHAPE, *data[:2], "--rtol", "0.1",
+                       "--precision", "int8")  # fmt: skip
+        assert (plain.code, int8.code, loose.code) == (0, 1, 0)
+
+    def test_int8_needs_samples(self, onnxcp: Run, model: Path) -> None:
+        done = onnxcp("compare", model, model, *SHAPE, "--precision", "int8")
+        assert done.code == 2
+        assert "int8 needs samples to calibrate on: give --calibration-data." in done.err

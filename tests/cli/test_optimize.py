@@ -328,3 +328,31 @@ def test_the_command_is_recorded_as_it_was_typed(optimize: Any, tmp_path: Path) 
     command = json.loads(optimize(output, "--json", "-q").out)["command"]
     assert command.startswith("onnxcp optimize ")
     assert f"'{output}'" in command
+
+
+class TestInAPrecision:
+    def test_every_step_is_shown_and_integers_are_written(
+        self, optimize: Any, tmp_path: Path, calibration: Path
+    ) -> None:
+        data = ("--calibration-data", calibration, "--precision", "int8")
+        done = optimize(tmp_path / "out.onnx", *data)
+        assert done.code == 0
+        for words in ("int8 alone", "low rank alone", "low rank, then int8", "For int8: ranges by"):
+            assert words in done.err
+        assert "QuantizeLinear" in {
+            node.op_type for node in load(tmp_path / "out.onnx").proto.graph.node
+        }
+
+    def test_float_where_it_is_not_faster(
+        self, optimize: Any, tmp_path: Path, calibration: Path, timings: Timings
+    ) -> None:
+        timings(network=1.0)
+        data = ("--calibration-data", calibration, "--precision", "int8")
+        done = optimize(tmp_path / "out.onnx", *data)
+        assert done.code == 0
+        assert "int8 is not faster here" in " ".join(done.err.split())
+
+    def test_int8_without_samples(self, optimize: Any) -> None:
+        done = optimize("--precision", "int8")
+        assert done.code == 2
+        assert "give --calibration-data" in done.err

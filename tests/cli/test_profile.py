@@ -218,6 +218,14 @@ def test_a_broken_onnx_runtime_is_explained(
     assert "The installation of ONNX Runtime is broken" in done.err
 
 
+def test_in_a_precision(onnxcp: Run, model: Path) -> None:
+    done = onnxcp("profile", model, *FEW, "--precision", "int8", "--per-node", "--json")
+    record = json.loads(done.out)
+    assert record["environment"]["precision"] == "int8"
+    operators = record["rows"][0]["model"]["nodes"]["operators"]
+    assert "QLinearConv" in {each["name"] for each in operators}
+
+
 def test_a_fixed_batch(onnxcp: Run, tmp_path: Path) -> None:
     onnx.save(conv_model((3, 3), batch=2), tmp_path / "fixed.onnx")
     done = onnxcp("profile", tmp_path / "fixed.onnx", "--batch-sizes", "1,8")

@@ -21,7 +21,7 @@ from onnxcp.precision.qdq import is_quantized
 from onnxcp.profiling.machine import Machine
 from onnxcp.reporting.facts import notes
 from tests.clockwork import MINIMUM, SECONDS, Clockwork
-from tests.networks import difference, run
+from tests.networks import conv_model, difference, feeds_for, run
 
 INT8 = Machine(precision="int8")
 
@@ -187,6 +187,11 @@ class TestErrors:
         quantized = as_timed(load(network()), "int8")
         with pytest.raises(OnnxcpError, match="quantized already: give the float model, and"):
             optimize(quantized, Settings(machine=INT8, cached=False), data=DATA)
+
+    def test_a_network_of_float16(self) -> None:
+        proto = conv_model(dtype=np.float16)
+        with pytest.raises(OnnxcpError, match=r"'tiny' is of float16, .*: give it in float32"):
+            optimize(proto, Settings(machine=INT8, cached=False), data=feeds_for(proto))
 
     def test_beside_passes(self) -> None:
         with pytest.raises(OnnxcpError, match="let them end with that for int8"):
