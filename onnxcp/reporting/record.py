@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onnxcp.reporting.job import Job
     from onnxcp.settings import Settings
     from onnxcp.training import Finetuned
+    from onnxcp.verification import Step
 
 SCHEMA = 3
 
@@ -58,6 +59,11 @@ def optimized_record(result: Optimized, job: Job, environment: Environment) -> R
             if seen is None or seen.accuracy is None
             else dict(zip(("before", "after"), seen.accuracy, strict=True))
         ),
+        "precision": {
+            "kept": result.precision,
+            "told": result.told or None,
+            "steps": [_step(each) for each in result.steps],
+        },
         "sites": [_decision(decision) for decision in result.decisions],
         "refusals": _refusals(result.refusals),
         "passes": [asdict(record) for record in result.records],
@@ -72,6 +78,16 @@ def optimized_record(result: Optimized, job: Job, environment: Environment) -> R
         "shapes": dict(result.shapes),
         "environment": asdict(environment),
         "command": job.command,
+    }
+
+
+def _step(step: Step) -> Record:
+    return {
+        "name": step.name,
+        "latency": trial_record(step.trial),
+        "error": step.error,
+        "score": step.score,
+        "notes": list(step.notes),
     }
 
 

@@ -352,6 +352,13 @@ class TestInAPrecision:
         assert done.code == 0
         assert "int8 is not faster here" in " ".join(done.err.split())
 
+    def test_steps_are_in_the_record(self, optimize: Any, calibration: Path) -> None:
+        data = ("--calibration-data", calibration, "--precision", "int8")
+        record = json.loads(optimize("--dry-run", "--json", "-q", *data).out)["precision"]
+        assert record["kept"] == "int8"
+        assert [each["name"] for each in record["steps"]][-1] == "low rank, then int8"
+        assert all(each["latency"]["ratio"] > 0 for each in record["steps"])
+
     def test_int8_without_samples(self, optimize: Any) -> None:
         done = optimize("--precision", "int8")
         assert done.code == 2
