@@ -33,3 +33,7 @@ class OutputError(OnnxcpError):
 
 class PlanError(OnnxcpError):
     """A plan that cannot be read, or that does not fit the model that it is to be applied to."""
+
+
+class RecordError(OnnxcpError):
+    """A record of the main job that cannot be read, or that is none."""

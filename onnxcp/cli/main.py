@@ -25,6 +25,7 @@ from onnxcp.cli.options import verbosity_options
 from onnxcp.cli.passes import passes
 from onnxcp.cli.plan import plan
 from onnxcp.cli.profile import profile
+from onnxcp.cli.report import report
 from onnxcp.cli.terminal import Terminal
 from onnxcp.cli.torch import export_torch, import_torch
 from onnxcp.errors import OnnxcpError
@@ -54,7 +55,7 @@ interrupted.
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     commands=[
-        *(optimize, plan, inspect, profile, compare, passes, demo),
+        *(optimize, plan, inspect, profile, compare, report, passes, demo),
         *(finetune, export_torch, import_torch),
     ],
 )

@@ -287,7 +287,7 @@ def optimize(
         script=eval_script,
     )
     outcome.show(terminal, result, job)
-    outcome.keep(
+    page = outcome.keep(
         terminal,
         result,
         job,
@@ -299,7 +299,7 @@ def optimize(
     if dry_run:
         terminal.say("No model was written, since this was a dry run.")
     if as_json:
-        terminal.json(optimized_record(result, job, describe(job.settings.machine)))
+        terminal.json(optimized_record(result, job, describe(job.settings.machine), page))
 
 
 def _training_source(

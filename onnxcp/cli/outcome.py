@@ -10,6 +10,7 @@ from onnxcp.cli.terminal import Terminal
 if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized
     from onnxcp.reporting.job import Job
+    from onnxcp.reporting.page import Page
 
 
 def show(terminal: Terminal, result: Optimized, job: Job) -> None:
@@ -49,22 +50,31 @@ def keep(
     report: Path | None,
     external: bool,
     plan: Path | None = None,
-) -> None:
-    """Write the model, the report and the plan, each whole or not at all; None is not written."""
+) -> Page | None:
+    """Write the model, the report and the plan, each whole or not at all; None is not written.
+
+    Returns
+    -------
+    Page or None
+        What the report tells, where there is one.
+    """
     from onnxcp.files import write_text
     from onnxcp.graph.model import save
     from onnxcp.planning.plan import save_plan
     from onnxcp.reporting.html import render
+    from onnxcp.reporting.page import page_of
 
     # Rendered first: if that fails, nothing has been written yet.
-    page = None if report is None else render(result, job)
+    page = None if report is None else page_of(result, job)
+    text = "" if page is None else render(page)
     if output is not None:
         save(result.model, output, external=external or None)
         what = "the rewritten model" if result.improved else "the original, unchanged,"
         terminal.wrote(output, what)
-    if report is not None and page is not None:
-        write_text(report, page)
+    if report is not None:
+        write_text(report, text)
         terminal.wrote(report, "the report")
     if plan is not None and result.plan is not None:
         save_plan(result.plan, plan)
         terminal.wrote(plan, "the plan")
+    return page

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from onnxcp import units
 from onnxcp.graph.refusal import Refusal, main_refusal
+from onnxcp.planning.latency import Timing
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.reporting import plans, tuned
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from onnxcp.graph.site import Site
     from onnxcp.optimizer import Optimized
     from onnxcp.planned import Planned
-    from onnxcp.planning.latency import Timing
     from onnxcp.planning.option import Decision
 
 _NAMED = 3  # nodes of one refusal that are named; the others are counted

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from onnxcp.graph.refusal import Refusal
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.timing import Latency, Trial
+from onnxcp.reporting.page import Page, page_of
 
 if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized
@@ -40,8 +41,19 @@ def to_json(record: Mapping[str, Any]) -> str:
     return json.dumps(_strict({"schema": SCHEMA, **record}), indent=2, allow_nan=False)
 
 
-def optimized_record(result: Optimized, job: Job, environment: Environment) -> Record:
-    """Describe an outcome of the main job."""
+def optimized_record(
+    result: Optimized, job: Job, environment: Environment, page: Page | None = None
+) -> Record:
+    """Describe an outcome of the main job.
+
+    Parameters
+    ----------
+    result, job, environment
+        What came of what, and where.
+    page
+        The page on it, if there is one already. It is kept in words and lines, so that
+        `onnxcp report` can show it without the networks.
+    """
     seen = result.verification
     return {
         "model": job.model,
@@ -78,6 +90,7 @@ def optimized_record(result: Optimized, job: Job, environment: Environment) -> R
         "shapes": dict(result.shapes),
         "environment": asdict(environment),
         "command": job.command,
+        "report": asdict(page_of(result, job)) if page is None else asdict(page),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from onnxcp.planning.planner import Forecast
 from onnxcp.planning.search import Round
 from onnxcp.profiling.timing import Latency
 from onnxcp.refit import Refit
+from onnxcp.reporting.html import render
 from onnxcp.reporting.job import Job
+from onnxcp.reporting.page import page_of
 from onnxcp.settings import Settings
 from onnxcp.training import Epoch, Finetuned, Score
 from tests.cli.conftest import made_up, made_up_turns, network, samples
@@ -42,6 +45,11 @@ CALIBRATION = {"x": samples(64)}
 LABELLED = {"x": noise(8, 16, 12, 12, seed=9), "label": np.arange(8) % 5}
 
 Make = Callable[..., Optimized]
+
+
+def rendered(result: Optimized, job: Job = JOB, now: datetime | None = None) -> str:
+    """The page on a result, as HTML."""
+    return render(page_of(result, job, now=now))
 
 
 @pytest.fixture
