@@ -19,7 +19,7 @@ from onnxcp.cli.terminal import Terminal
 @verbosity_options
 @click.pass_obj
 def report(terminal: Terminal, record: Path, *, output: Path | None, force: bool) -> None:
-    """Make a page of RECORD, which `onnxcp optimize --json` printed: that of its --report.
+    r"""Make a page of RECORD, which `onnxcp optimize --json` printed: that of its --report.
 
     It needs neither the model nor the machine that it was optimized on:
 

@@ -1,4 +1,4 @@
-"""What a person wants to know first: how much faster, at what cost, on what machine; and so what."""
+"""What a person wants to know first: how much faster, at what cost, on what machine, so what."""
 
 from __future__ import annotations
 

@@ -75,8 +75,10 @@ def render(page: Page) -> str:
         more_layers=layers[_SHOWN:],
         others=others,
         notes=[note.replace(" %", "\N{NO-BREAK SPACE}%") for note in page.notes],
-        sites=[(line, None if line.alone is None else _alone(line.alone, longest))
-               for line in page.sites],
+        sites=[
+            (line, None if line.alone is None else _alone(line.alone, longest))
+            for line in page.sites
+        ],
     )
 
 

@@ -1,4 +1,4 @@
-"""What the page on the main job tells, as plain values: kept in a record, and made HTML of later."""
+"""What the page on the main job tells, as plain values: a record keeps them, HTML shows them."""
 
 from __future__ import annotations
 
@@ -194,9 +194,7 @@ def _at_ranks(family: FactorizePass, ranks: Ranks, site: str) -> FactorizePass:
     """Return a family as the pass that does to one site what was decided."""
     rank = ranks[0] if len(ranks) == 1 else ranks
     sizes = dict.fromkeys(("energy", "cosine", "macs"))
-    return replace(
-        family, **sizes, rank=rank, evbmf=False, round_to=1, nodes=site, exclude=""
-    )
+    return replace(family, **sizes, rank=rank, evbmf=False, round_to=1, nodes=site, exclude="")
 
 
 def _given(result: Optimized, job: Job) -> Iterator[tuple[str, str]]:

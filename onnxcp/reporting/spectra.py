@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxcp import units
 from onnxcp.errors import PassError
-from onnxcp.factorize import Floats, Unfolding
+from onnxcp.factorize import Floats
 from onnxcp.graph.chain import Chain, step_weight
+from onnxcp.graph.site import Site
+from onnxcp.linalg.svd import channel_energies
 from onnxcp.planning.option import Decision
+from onnxcp.product import SvdPass
 
 WIDTH, HEIGHT = 240, 96
 LEFT, RIGHT, TOP, BOTTOM = 8, 232, 6, 76
 """Edges of the field of a picture, in units of the drawing."""
 
 _POINTS = 96  # of a curve: more than a picture shows
-_WORK = 3e10  # multiply-adds of a decomposition that a picture is worth
+_WORK = 3e10  # multiply-adds that a picture is worth
+_SLOW = 5e8  # the same where it takes an SVD and not only a Gram matrix
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Spectrum:
     ----------
     site
         The layer.
-    unfolded
-        What the matrix is, in words.
+    matrix
+        What else there is to say of it: its shape.
     count
         How many values there are.
     values
@@ -46,7 +50,7 @@ class Spectrum:
     """
 
     site: str
-    unfolded: str
+    matrix: str
     count: int
     values: tuple[float, ...]
     rank: int | None = None
@@ -73,10 +77,8 @@ def spectra(decisions: Iterable[Decision]) -> list[Spectrum]:
     """
     found: list[Spectrum] = []
     for decision in decisions:
-        site = decision.site
-        if site.parameters * min(site.outputs, site.parameters // site.outputs) > _WORK:
-            continue
-        found += _of_ranks(decision) or [_of_outputs(decision)]
+        if _work(decision.site) <= _WORK:
+            found += _of_ranks(decision) or [_of_outputs(decision)]
     return found
 
 
@@ -106,31 +108,36 @@ def curve(spectrum: Spectrum) -> Curve:
 
 
 def _of_ranks(decision: Decision) -> list[Spectrum]:
-    option, result = decision.option, decision.result
+    """Return the spectra that a family cuts; none where it cuts none, or would take its time."""
+    site, option, result = decision.site, decision.option, decision.result
     if option is None or result is None:
         return []
+    if isinstance(option.family, SvdPass):
+        return [_spectrum(site.name, option.family.energies(site), result.ranks[0])]
+    if _work(site) > _SLOW:
+        return []
     try:
-        unfoldings = option.family.unfoldings(decision.site)
+        unfoldings = option.family.unfoldings(site)
     except PassError:  # there is no matrix of which it is the rank
         return []
     return [
-        _spectrum(decision.site.name, groups, rank)
+        _spectrum(
+            site.name,
+            np.sum([np.square(each.spectrum) for each in groups], axis=0),
+            rank,
+            _matrix(groups[0].shape),
+        )
         for groups, rank in zip(unfoldings, result.ranks, strict=True)
     ]
 
 
 def _of_outputs(decision: Decision) -> Spectrum:
     site = decision.site
-
-    def values() -> Iterator[Unfolding]:
-        for kernel in site.group_kernels():
-            matrix = kernel.reshape(len(kernel), -1).astype(np.float64)
-            thin = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-            squares = np.linalg.eigvalsh(thin @ thin.T)[::-1]
-            yield Unfolding(np.sqrt(np.maximum(squares, 0)), matrix.shape)
-
+    energies = [channel_energies(kernel) for kernel in site.group_kernels()]
     rank = None if decision.result is None else _last_rank(decision.result.chain)
-    return _spectrum(site.name, list(values()), rank, bound=True)
+    outputs = site.outputs // site.group
+    matrix = _matrix((outputs, site.parameters // site.outputs))
+    return _spectrum(site.name, np.sum(energies, axis=0), rank, matrix, bound=True)
 
 
 def _last_rank(chain: Chain) -> int | None:
@@ -138,18 +145,27 @@ def _last_rank(chain: Chain) -> int | None:
     return None if chain.beside else math.prod(step_weight(chain.steps[-1]).shape[1:])
 
 
+def _work(site: Site) -> int:
+    """Return the multiply-adds of a Gram matrix of the output channels; the rest costs the same."""
+    return site.parameters * min(site.outputs, site.parameters // site.outputs)
+
+
+def _matrix(shape: Sequence[int]) -> str:
+    return f", {units.shape(shape)} matrix"
+
+
 def _spectrum(
-    site: str, groups: list[Unfolding], rank: int | None, *, bound: bool = False
+    site: str, energies: Floats, rank: int | None, matrix: str = "", *, bound: bool = False
 ) -> Spectrum:
-    """Return one spectrum of all groups: root mean squares."""
-    squares: Floats = np.mean([np.square(each.spectrum) for each in groups], axis=0)
+    """Return the spectrum of a kernel by its squares, of all groups together."""
+    squares = np.maximum(energies, 0.0)
     total, count = float(squares.sum()), len(squares)
     values = np.sqrt(squares / (squares.max() or 1.0))
     chosen = np.linspace(0, count - 1, min(count, _POINTS))
     rank = None if rank is None else min(rank, count)
     return Spectrum(
         site=site,
-        unfolded=f"{units.shape(groups[0].shape)} matrix",
+        matrix=matrix,
         count=count,
         values=tuple(round(float(v), 4) for v in np.interp(chosen, np.arange(count), values)),
         rank=rank,

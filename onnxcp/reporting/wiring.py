@@ -138,12 +138,13 @@ def _with_ends(
     moved = [(a + len(inputs), b + len(inputs)) for a, b in edges]
     for number, name in enumerate(ends):
         moved += [(number, len(inputs) + k) for k, i in enumerate(shown) if name in nodes[i].input]
-    outputs, results = [], {each.name for each in view.graph.output}
+    outputs: list[Box] = []
+    results = {each.name for each in view.graph.output}
     for k, i in enumerate(shown):
         for name in results.intersection(nodes[i].output) if i in layer else ():
             moved.append((len(inputs) + k, len(inputs) + len(boxes) + len(outputs)))
             outputs.append(Box(_short(name), "output", "near"))
-    return Wires((*inputs, *boxes, *outputs), tuple(moved))
+    return Wires((*inputs, *boxes, *outputs), tuple(sorted(moved)))
 
 
 def _flows(view: GraphView, name: str) -> bool:

@@ -11,7 +11,7 @@ from onnxcp.linalg.cp import DegenerateWarning
 from tests.cli.conftest import Run
 
 COMMANDS = (
-    *("optimize", "plan", "inspect", "profile", "compare", "passes", "demo"),
+    *("optimize", "plan", "inspect", "profile", "compare", "report", "passes", "demo"),
     *("finetune", "export-torch", "import-torch"),
 )
 HEAVY = ("onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "scipy", "rich", "jinja2", "torch")
