@@ -126,10 +126,10 @@ def advice(result: Optimized, job: Job) -> str:
 def _judged(result: Optimized, seen: Verification, *, custom: bool) -> str:
     """Say whether it can be used, as far as that was looked at."""
     if seen.accuracy is not None:
-        what = "score" if custom else "accuracy"
+        what, one = ("score", "a score") if custom else ("accuracy", "an accuracy")
         old, new = (units.score(each, custom=custom) for each in seen.accuracy)
         if seen.accuracy[1] < seen.accuracy[0]:
-            return f"Deploy it if {what} of {new} in place of {old} is good enough for you"
+            return f"Deploy it if {one} of {new} in place of {old} is good enough for you"
         return f"Its {what} is no lower, {new} after {old}: nothing speaks against deploying it"
     agreed = [each.top1_agreement for each in seen.differences if each.top1_agreement is not None]
     if max(each.error for each in seen.differences) > _FAR or min(agreed, default=1.0) < _AGREED:

@@ -52,6 +52,8 @@ class SiteLine:
         Relative Frobenius error of the kernel, or None.
     alone
         The site against its chain, each alone in a graph, or None.
+    seconds
+        The site alone where it was not replaced, if it was timed.
     output_errors
         Error of what it puts out before and after a refit; None where none was tried, or where it
         is not known.
@@ -64,6 +66,7 @@ class SiteLine:
     macs_kept: float | None = None
     weight_error: float | None = None
     alone: Timing | None = None
+    seconds: float | None = None
     output_errors: tuple[float, float] | None = None
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
+from pathlib import PurePath
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from onnxcp import units
-from onnxcp.planning.latency import Timing
 from onnxcp.reporting import drawing, picture, spectra
 from onnxcp.reporting.drawing import Drawing, lay_out
+from onnxcp.reporting.facts import SiteLine
 from onnxcp.reporting.page import Page
 from onnxcp.reporting.spectra import Curve, Spectrum, curve
 
@@ -62,10 +63,12 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    longest = max((line.alone.before for line in page.sites if line.alone is not None), default=0.0)
+    times = [line.alone.before if line.alone else line.seconds or 0.0 for line in page.sites]
+    longest = max(times, default=0.0)
     layers, others = _layers(page), _left_alone(page)
     return environment.get_template("report.html.j2").render(
         page=page,
+        name=PurePath(page.model).name,
         units=units,
         whole=None if page.times is None else _bars(*page.times),
         axes=picture,
@@ -75,10 +78,7 @@ def render(page: Page) -> str:
         more_layers=layers[_SHOWN:],
         others=others,
         notes=[note.replace(" %", "\N{NO-BREAK SPACE}%") for note in page.notes],
-        sites=[
-            (line, None if line.alone is None else _alone(line.alone, longest))
-            for line in page.sites
-        ],
+        sites=[(line, _alone(line, longest)) for line in page.sites],
     )
 
 
@@ -110,8 +110,12 @@ def _left_alone(page: Page) -> list[tuple[Spectrum, Curve]]:
     return [(each, curve(each)) for each in page.spectra if each.site not in replaced]
 
 
-def _alone(timing: Timing, longest: float) -> Bars:
-    return replace(_bars(timing.before, timing.after, longest), about=not timing.measured)
+def _alone(line: SiteLine, longest: float) -> Bars | None:
+    """Return the bars of a site: twice the same where it stays, none where it was not timed."""
+    if line.alone is not None:
+        timing = line.alone
+        return replace(_bars(timing.before, timing.after, longest), about=not timing.measured)
+    return None if line.seconds is None else _bars(line.seconds, line.seconds, longest)
 
 
 def _bars(before: float, after: float, longest: float = 0.0) -> Bars:

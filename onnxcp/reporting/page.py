@@ -155,7 +155,7 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
         pictures=tuple(_pictures(result, custom_score=custom)),
         forecasts=tuple(answers.forecasts(result)),
         refitted=facts.refitted(result),
-        sites=tuple(facts.site_lines(result.decisions)),
+        sites=tuple(_sites(result)),
         wirings=tuple(wirings(result.original, result.model)) if result.improved else (),
         spectra=tuple(spectra(result.decisions)),
         refusals=tuple(facts.grouped(result.refusals)),
@@ -176,6 +176,14 @@ def _goal(result: Optimized) -> str:
     if result.planned.preset and result.plan is not None:
         return result.plan.goal
     return str(result.planned.goal)
+
+
+def _sites(result: Optimized) -> Iterator[SiteLine]:
+    """Yield what became of each site, those that stay with their time where a plan looked at it."""
+    surveyed = () if result.planned is None else result.planned.sites
+    timed = {each.site.name: each.options[0].timing.before for each in surveyed if each.options}
+    for line in facts.site_lines(result.decisions):
+        yield line if line.alone is not None else replace(line, seconds=timed.get(line.name))
 
 
 def _recipe(result: Optimized) -> str:
@@ -199,8 +207,8 @@ def _at_ranks(family: FactorizePass, ranks: Ranks, site: str) -> FactorizePass:
 
 def _given(result: Optimized, job: Job) -> Iterator[tuple[str, str]]:
     """Yield what the outcome depends on besides the command and the versions."""
-    if result.plan is not None and result.plan.model.digest:
-        yield "Model", f"{result.plan.model.name}, digest {result.plan.model.digest}"
+    digest = "" if result.plan is None else result.plan.model.digest
+    yield "Model", f"{job.model}, digest {digest}" if digest else job.model
     if job.data is not None:
         yield "Calibration", job.data
     if job.labelled is not None:

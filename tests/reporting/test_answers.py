@@ -89,8 +89,8 @@ class TestAdvice:
         said = answers.advice(with_accuracy(make(), 0.9146, 0.9065), JOB)
         assert said == (
             "out.onnx takes the same inputs and gives the same outputs as before, 2.00× as fast on "
-            "this machine. Deploy it if accuracy of 90.65 % in place of 91.46 % is good enough for "
-            "you."
+            "this machine. Deploy it if an accuracy of 90.65 % in place of 91.46 % is good enough "
+            "for you."
         )
 
     def test_where_accuracy_does_not_fall(self, make: Make) -> None:

@@ -233,6 +233,20 @@ def test_times_that_were_only_reckoned(make: Make) -> None:
         assert ("the chain was not timed itself" in text) is not measured
 
 
+def test_sites_that_stay_have_one_bar(make: Make) -> None:
+    result = make(settings=replace(JOB.settings, macs=None, goal=Goal(speedup=1.5)))
+    left = tuple(replace(each, candidates=()) for each in result.decisions)
+    page = Page(rendered(replace(result, decisions=left)))
+    assert "as before  3.00 ms" in page.text
+    assert page.open == []
+
+
+def test_the_title_is_the_name_of_the_file(make: Make) -> None:
+    page = Page(rendered(make(), replace(JOB, model="some/where/net.onnx")))
+    assert "some/where/net.onnx, digest" in page.text
+    assert page.text.count("some/where/net.onnx") == 1
+
+
 def test_a_network_left_alone(make: Make) -> None:
     text = Page(rendered(make(chain_ratio=1.0), replace(JOB, output=None))).text
     assert "Left as it was" in text

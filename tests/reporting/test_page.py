@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from onnxcp.optimizer import Optimized
 from onnxcp.pipeline import parse_pipeline
+from onnxcp.planning.goal import Goal
 from onnxcp.planning.plan import plan_text
 from onnxcp.reporting.page import page_of
 from onnxcp.settings import Settings
@@ -48,6 +49,23 @@ def test_seeds(make: Make) -> None:
     assert dict(page_of(result, JOB).given)["Seeds"] == "random inputs 0"
     trained = dict(page_of(result, replace(JOB, settings=settings)).given)
     assert trained["Seeds"] == "fine-tuning 7, random inputs 0"
+
+
+def test_sites_that_stay_have_the_time_that_a_plan_found(make: Make) -> None:
+    result = make(settings=replace(SETTINGS, macs=None, goal=Goal(speedup=1.5)))
+    conv, _ = page_of(result, JOB).sites
+    assert (conv.alone is not None, conv.seconds) == (True, None)
+    left = tuple(replace(each, candidates=()) for each in result.decisions)
+    conv, fc = page_of(replace(result, decisions=left), JOB).sites
+    assert (conv.alone, conv.seconds) == (None, 3e-3)
+    assert fc.seconds is None
+
+
+def test_what_passes_rewrote_is_drawn_too(make: Make) -> None:
+    settings = Settings(passes="channel-svd{rank=4}", input_shapes=SETTINGS.input_shapes)
+    page = page_of(make(settings=settings), replace(JOB, settings=settings))
+    assert page.sites == ()
+    assert [each.site for each in page.wirings] == ["conv", "fc"]
 
 
 def test_layers_are_drawn_only_where_they_are_handed_out(make: Make) -> None:
