@@ -117,9 +117,9 @@ def advice(result: Optimized, job: Job) -> str:
     if not result.improved or seen is None:
         return "Keep the network that you have: it is what was handed back."
     name = Path(job.output).name if job.output else "The new network"
-    said = f"{name} takes the same inputs and gives the same outputs as before"
+    said = f"{name} can take its place: inputs and outputs have the same names and shapes"
     if seen.trial.faster:
-        said += f", {units.ratio(seen.trial.ratio)} as fast on this machine"
+        said += f", and it is {units.ratio(seen.trial.ratio)} as fast on this machine"
     return f"{said}. {_judged(result, seen, custom=job.script is not None)}."
 
 

@@ -88,9 +88,9 @@ class TestAdvice:
     def test_where_accuracy_falls(self, make: Make) -> None:
         said = answers.advice(with_accuracy(make(), 0.9146, 0.9065), JOB)
         assert said == (
-            "out.onnx takes the same inputs and gives the same outputs as before, 2.00× as fast on "
-            "this machine. Deploy it if an accuracy of 90.65 % in place of 91.46 % is good enough "
-            "for you."
+            "out.onnx can take its place: inputs and outputs have the same names and shapes, and "
+            "it is 2.00× as fast on this machine. Deploy it if an accuracy of 90.65 % in place of "
+            "91.46 % is good enough for you."
         )
 
     def test_where_accuracy_does_not_fall(self, make: Make) -> None:

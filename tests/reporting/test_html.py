@@ -163,7 +163,7 @@ class TestPlans:
         order = [
             "At what cost?", "Expected 3.03 times faster", "What was decided for every layer",
             "What other speed-ups cost", "Speed-up and output error", "out of reach",
-            "What was expected of the whole", "Goal: 3 times faster", "2.61×", "What stood in the",
+            "What was to be expected", "Goal: 3 times faster", "2.61×", "What stood in the place",
         ]  # fmt: skip
         places = [page.text.index(words) for words in order]
         assert places == sorted(places)
