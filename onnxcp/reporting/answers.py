@@ -105,7 +105,7 @@ def place(result: Optimized, machine: Environment) -> Answer:
         machine.cpu,
         (
             f"{cores}{threads}, {machine.system}",
-            f"ONNX Runtime {runtime}, provider {', '.join(machine.providers)}",
+            f"ONNX Runtime {runtime}, provider {', '.join(machine.providers)}, {result.precision}",
             f"inputs: {', '.join(inputs)}",
         ),
     )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from onnxcp import units
 from onnxcp.factorize import FactorizePass, Ranks
-from onnxcp.passes import PassRecord
+from onnxcp.passes import LowerPass, PassRecord
+from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.plan import plan_text
 from onnxcp.profiling.environment import Environment, describe
 from onnxcp.reporting import answers, facts, picture, plans
@@ -24,6 +25,17 @@ from onnxcp.reporting.wiring import Wiring, wirings
 if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized
     from onnxcp.reporting.job import Job
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """A network on the way to a lower precision, as text: how fast it is, and what it loses."""
+
+    name: str
+    ratio: str
+    interval: str
+    error: str
+    score: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class Page:
         Median seconds of the whole network before and after; None where nothing was timed.
     rows
         What the network costs and does, before and after.
+    steps
+        What lies between the original and a network of lower precision.
     notes
         What must be said so that nobody reads too much into the numbers.
     scored
@@ -94,6 +108,7 @@ class Page:
     answers: tuple[Answer, ...]
     times: tuple[float, float] | None
     rows: tuple[Row, ...]
+    steps: tuple[StepLine, ...]
     notes: tuple[str, ...]
     scored: str
     goal: str
@@ -146,6 +161,7 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
         ),
         times=None if seen is None else (seen.trial.a.median, seen.trial.b.median),
         rows=(*facts.measures(result, custom_score=custom), *facts.sizes(result)),
+        steps=tuple(_steps(result, custom_score=custom)),
         notes=tuple(facts.notes(result, custom_score=custom, passes_refit=job.passes_refit)),
         scored="score" if custom else "accuracy",
         goal=_goal(result),
@@ -156,7 +172,7 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
         forecasts=tuple(answers.forecasts(result)),
         refitted=facts.refitted(result),
         sites=tuple(_sites(result)),
-        wirings=tuple(wirings(result.original, result.model)) if result.improved else (),
+        wirings=tuple(_wirings(result)) if result.improved else (),
         spectra=tuple(spectra(result.decisions)),
         refusals=tuple(facts.grouped(result.refusals)),
         passes=result.records,
@@ -186,16 +202,43 @@ def _sites(result: Optimized) -> Iterator[SiteLine]:
         yield line if line.alone is not None else replace(line, seconds=timed.get(line.name))
 
 
+def _steps(result: Optimized, *, custom_score: bool) -> Iterator[StepLine]:
+    """Yield the way to a network of lower precision, from the original on."""
+    if not result.steps:
+        return
+
+    def shown(score: float | None) -> str:
+        return "" if score is None else units.score(score, custom=custom_score)
+
+    seen = result.verification
+    before = None if seen is None or seen.accuracy is None else seen.accuracy[0]
+    yield StepLine("as it came", units.ratio(1.0), "", units.NONE, shown(before))
+    for step in result.steps:
+        trial = step.trial
+        interval = units.interval(trial.low, trial.high)
+        error, score = units.error(step.error), shown(step.score)
+        yield StepLine(step.name, units.ratio(trial.ratio), interval, error, score)
+
+
+def _wirings(result: Optimized) -> list[Wiring]:
+    """Return how layers were rewritten, before their precision was lowered."""
+    models = (*(step.model for step in result.steps), result.model)
+    drawn = (wirings(result.original, model) for model in models)
+    return next(filter(None, drawn), [])
+
+
 def _recipe(result: Optimized) -> str:
     """Return the passes that ran, with those that decisions stand for, as pipeline text."""
     ends = [each.text for each in result.endings if each.changed]
-    ran = [each.text for each in result.records if each.changed and each.text not in ends]
+    changed = [each.text for each in result.records if each.changed and each.text not in ends]
+    lowered = [text for text in changed if isinstance(parse_pipeline(text)[0], LowerPass)]
     chosen = [
         str(_at_ranks(decision.option.family, decision.result.ranks, decision.site.name))
         for decision in result.decisions
         if decision.option is not None and decision.result is not None
     ]
-    return ",\n".join([*ran, *chosen, *ends])
+    first = [text for text in changed if text not in lowered]
+    return ",\n".join([*first, *chosen, *ends, *lowered])
 
 
 def _at_ranks(family: FactorizePass, ranks: Ranks, site: str) -> FactorizePass:

@@ -78,7 +78,7 @@ def test_the_machine(make: Make) -> None:
     found = answers.place(make(), machine)
     assert found.figure == machine.cpu
     said = " ".join(found.lines)
-    for words in ("logical core", "ONNX Runtime", "provider cpu", "x 4×16×12×12"):
+    for words in ("logical core", "ONNX Runtime", "provider cpu, fp32", "x 4×16×12×12"):
         assert words in said
     threads = answers.place(make(), replace(machine, threads="3"))
     assert ", threads: 3," in threads.lines[0]

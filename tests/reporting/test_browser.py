@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from onnxcp.optimizer import Optimized
+from onnxcp.verification import Step
 from tests.reporting.conftest import CALIBRATION, LABELLED, SHORT, THREE_TIMES, Make, rendered
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -66,7 +67,10 @@ def look(browser: str, page: str, folder: Path) -> Seen:
 def everything(make: Make) -> Optimized:
     """A result with all that a page can show."""
     result = make(data=CALIBRATION, labelled=LABELLED)
-    return replace(result, planned=THREE_TIMES, frontier=(THREE_TIMES, SHORT))
+    seen = result.verification
+    assert seen is not None
+    steps = (Step("a lower precision alone", result.model, seen.trial, seen.differences, 0.5),)
+    return replace(result, planned=THREE_TIMES, frontier=(THREE_TIMES, SHORT), steps=steps)
 
 
 BROKEN = """<!doctype html><html lang="en"><body style="background: #fff">

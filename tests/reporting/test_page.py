@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from onnxcp import units
 from onnxcp.optimizer import Optimized
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.goal import Goal
@@ -9,7 +12,8 @@ from onnxcp.planning.plan import plan_text
 from onnxcp.reporting.page import page_of
 from onnxcp.settings import Settings
 from onnxcp.training import Training
-from tests.reporting.conftest import CALIBRATION, JOB, PLAN, SETTINGS, Make
+from onnxcp.verification import Step
+from tests.reporting.conftest import CALIBRATION, JOB, LABELLED, PLAN, SETTINGS, Make, rendered
 
 
 def test_the_recipe_does_the_same_again(make: Make) -> None:
@@ -26,6 +30,44 @@ def test_the_recipe_names_what_ended_the_rewrite_last(make: Make) -> None:
     ended = replace(result, endings=(end,))
     *_, last = parse_pipeline(page_of(ended, JOB).recipe)
     assert last.name == "split-maxout"
+
+
+@pytest.fixture
+def lowered(make: Make) -> Optimized:
+    """A result in half precision, after the same in full."""
+    result = make(labelled=LABELLED)
+    seen, record = result.verification, result.records[0]
+    assert seen is not None
+    full = Step("factorised", result.model, seen.trial, seen.differences, score=0.5)
+    half = replace(full, name="factorised, fp16", model=result.original)
+    records = (*result.records, replace(record, text="half", changed=True))
+    return replace(result, records=records, steps=(full, half), model=result.original)
+
+
+def test_the_steps_to_a_lower_precision(lowered: Optimized) -> None:
+    page = page_of(lowered, JOB)
+    first, *others = page.steps
+    assert (first.name, first.ratio, first.interval, first.error) == (
+        "as it came",
+        "1.00×",
+        "",
+        "–",
+    )
+    assert [each.name for each in others] == ["factorised", "factorised, fp16"]
+    assert (others[0].ratio, others[0].interval) == ("2.00×", "1.90 to 2.10")
+    assert others[0].score == "50.00 %"
+    text = rendered(lowered)
+    assert "What each step is worth" in text
+    assert text.count("<caption>") == text.count("<table")
+
+
+def test_layers_are_drawn_as_they_were_before_the_precision_fell(lowered: Optimized) -> None:
+    assert [each.site for each in page_of(lowered, JOB).wirings] == ["conv"]
+
+
+def test_the_recipe_lowers_the_precision_last(lowered: Optimized) -> None:
+    *_, last = parse_pipeline(page_of(lowered, JOB).recipe)
+    assert last.name == "half"
 
 
 def test_the_plan_is_the_file_that_save_plan_writes(planned: Optimized) -> None:
