@@ -151,7 +151,7 @@ def forecasts(result: Optimized) -> list[Forecasted]:
     """Return what was predicted of the whole network beside what was then measured.
 
     Where nothing was planned for the whole, its time is reckoned from those that its layers save
-    alone.
+    alone; not where these were timed in a lower precision than the original.
     """
     seen = result.verification
     if seen is None:
@@ -161,7 +161,7 @@ def forecasts(result: Optimized) -> list[Forecasted]:
     if planned is None or planned.kept is None:
         savings = [each.option.saving for each in result.decisions if each.option is not None]
         left = before - sum(savings)
-        if not savings or left <= 0:
+        if not savings or left <= 0 or result.steps:
             return []
         what = "time, reckoned from what layers save alone"
         return [_forecasted(what, units.seconds, left, after)]

@@ -9,6 +9,7 @@ from onnxcp.planning.goal import Goal
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.environment import describe
 from onnxcp.reporting import answers
+from onnxcp.verification import Step
 from tests.reporting.conftest import CALIBRATION, JOB, LABELLED, SETTINGS, THREE_TIMES, Make
 
 
@@ -133,6 +134,13 @@ class TestForecasts:
         (time,) = answers.forecasts(result)
         assert time.row.label == "time, reckoned from what layers save alone"
         assert (time.row.before, time.row.after) == ("3.00 ms", "1.00 ms")
+
+    def test_not_from_layers_in_a_lower_precision(self, make: Make) -> None:
+        result = make(network_ratio=5.0)
+        seen = result.verification
+        assert seen is not None
+        step = Step("low rank, then int8", result.model, seen.trial, seen.differences)
+        assert answers.forecasts(replace(result, steps=(step,))) == []
 
     def test_of_a_plan_from_which_layers_were_given_back(self, make: Make) -> None:
         result = replace(make(network_ratio=5.0), planned=THREE_TIMES)

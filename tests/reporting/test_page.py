@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from onnxcp import units
 from onnxcp.optimizer import Optimized
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.goal import Goal
