@@ -132,9 +132,9 @@ def networks(assets: Path | None, names: Sequence[str]) -> Iterator[Network]:
 def charnet() -> Network:
     """Return the network that comes with the project."""
     folder = HERE / "models/charnet"
-    samples = np.load(folder / "calibration.npz")["image"]
+    samples = np.load(folder / "calibration.npz")["image"].astype(np.float32)
     with np.load(folder / "test.npz") as test:
-        held, classes = test["image"], test["label"]
+        held, classes = test["image"].astype(np.float32), test["label"]
     return Network("charnet", load(folder / "charnet.onnx"), "image", samples, held, classes, 32)
 
 

@@ -1,11 +1,12 @@
 """int8 alone, low rank alone, and both: what each is worth, and what it costs.
 
     python -m benchmarks.precision [--assets FOLDER] [--networks charnet,vgg16,resnet20,...]
-        [--batches 1,8] [--agreement 0.97] [--parts networks,balance]
+        [--batches 1,8] [--goal min_agreement=0.97] [--parts networks,balance]
 
 FOLDER holds `models/` and `data/`, as for `benchmarks.closed_form`. Networks are planned by
-`onnxcp optimize` for the share of samples that must keep their top class, VDSR for a relative
-error; samples are those that chains are fitted to, and no label is looked at. The accuracy (or
+`onnxcp optimize` for one goal in both precisions, by default the share of samples that must keep
+their top class, VDSR for a relative error; samples are those that chains are fitted to, and no
+label is looked at. The accuracy (or
 PSNR) that is printed is on others. At each batch all networks are timed in turns, in three sessions
 of each: the median of the three.
 
@@ -58,18 +59,17 @@ class Case:
     goal: Goal
 
 
-def cases(assets: Path | None, names: Sequence[str], agreement: float) -> Iterator[Case]:
+def cases(assets: Path | None, names: Sequence[str], goal: Goal) -> Iterator[Case]:
     """Yield the networks that are asked for and can be had."""
     for name in names:
         if name == "vdsr" and assets is not None:
             task = TASKS[name](assets)
-            goal = Goal(max_error=VDSR_ERROR)
-            yield Case(name, load(task.model), "input", task.draw(0), task.score, "dB", goal)
+            own = Goal(max_error=VDSR_ERROR) if goal.scored else goal
+            yield Case(name, load(task.model), "input", task.draw(0), task.score, "dB", own)
             continue
         for each in cosine_svd.networks(assets, [name]):
             model = in_float32(each.model)
             network = replace(each, model=model)
-            goal = Goal(min_agreement=agreement)
             yield Case(name, model, each.input, each.samples, network.accuracy, "%", goal)
 
 
@@ -144,7 +144,7 @@ def in_sessions(models: Sequence[Model], feeds: dict[str, Array]) -> dict[int, T
 
 def balancing(assets: Path) -> None:
     """Print what balanced factors and corrected biases are worth on ResNet-20."""
-    (case,) = cases(assets, ["resnet20"], 1.0)
+    (case,) = cases(assets, ["resnet20"], Goal())
     data = {case.input: case.samples}
     low = optimize(case.model, Settings(macs=0.5), data=data).model
     batches = [{case.input: case.samples[start : start + 32]} for start in range(0, CALIBRATED, 32)]
@@ -170,13 +170,15 @@ def main() -> None:
     option("--assets", type=Path, help="folder of networks and data")
     option("--networks", default="charnet,vgg16,resnet20,squeezenet,vdsr")
     option("--batches", default="1,8")
-    option("--agreement", type=float, default=0.97, help="default: %(default)s")
+    option("--goal", default="min_agreement=0.97", help="of onnxcp.Goal (default: %(default)s)")
     option("--parts", default="networks,balance")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
     if "networks" in parts:
         print("  network    batch  what              score     times as fast             over int8")
-        for case in cases(arguments.assets, arguments.networks.split(","), arguments.agreement):
+        name, _, value = arguments.goal.partition("=")
+        goal = Goal(**{name: float(value)})
+        for case in cases(arguments.assets, arguments.networks.split(","), goal):
             with tempfile.TemporaryDirectory() as cache:
                 for batch in map(int, arguments.batches.split(",")):
                     try:
