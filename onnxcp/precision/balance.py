@@ -24,7 +24,8 @@ import numpy as np
 import onnx
 
 from onnxcp.graph.model import Model
-from onnxcp.precision.watch import Batch, channel_maxima
+from onnxcp.precision.watch import channel_maxima
+from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.machine import Machine
 
 ALPHA = 0.7

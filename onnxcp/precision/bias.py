@@ -16,7 +16,8 @@ import onnx
 
 from onnxcp.graph.model import Model
 from onnxcp.precision.qdq import WEIGHTED
-from onnxcp.precision.watch import Batch, channel_means
+from onnxcp.precision.watch import channel_means
+from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.machine import Machine
 
 _STEPS = 16  # at most: deep networks have several layers corrected at a time

@@ -13,8 +13,8 @@ from onnxcp.precision.bias import correct_biases
 from onnxcp.precision.processor import saturates
 from onnxcp.precision.qdq import WEIGHTED, Ranges, prepare, quantize
 from onnxcp.precision.ranges import METHODS, assumed, calibrate
-from onnxcp.precision.watch import Batch, watch
-from onnxcp.profiling.machine import Machine
+from onnxcp.profiling.compare import Batch
+from onnxcp.profiling.machine import Machine, watch
 from onnxcp.profiling.session import Runner
 from onnxcp.profiling.timing import paired
 

@@ -1,45 +1,15 @@
-"""What tensors within a network hold while samples go through it."""
+"""What the channels of tensors within a network hold while samples go through it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from onnxcp.graph.model import Model
-from onnxcp.profiling.machine import Machine
-from onnxcp.profiling.session import infer
-
-Batch = Mapping[str, npt.NDArray[Any]]
-
-
-def watch(
-    model: Model, tensors: Sequence[str], batches: Iterable[Batch], machine: Machine
-) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Run batches through a network and yield the values of tensors for each.
-
-    Raises
-    ------
-    ModelError
-        If ONNX Runtime cannot run the network on them.
-    """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    present = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name)
-        for name in dict.fromkeys(tensors)
-        if name not in present
-    )
-    label = f"'{model.name}'"
-    session = machine.open(model.with_proto(proto), label=label)
-    names = [output.name for output in session.get_outputs()]
-    for batch in batches:
-        found = dict(zip(names, infer(session, batch, label=label), strict=True))
-        yield {name: found[name] for name in tensors}
+from onnxcp.profiling.compare import Batch
+from onnxcp.profiling.machine import Machine, watch
 
 
 def channel_means(

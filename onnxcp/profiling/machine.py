@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import onnxruntime as ort
 from onnxcp.errors import ModelError, OnnxcpError
 from onnxcp.graph.model import Model, save
 from onnxcp.profiling.inputs import Shape, assume_extents, random_feeds, session_inputs
-from onnxcp.profiling.session import infer, open_session
+from onnxcp.profiling.session import Feeds, infer, open_session
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -127,8 +127,34 @@ def runnable_feeds(
     raise ModelError(f"{str(failure).rstrip('.')}. Give its input shapes; {used} was tried.")
 
 
+def watch(
+    model: Model, tensors: Sequence[str], batches: Iterable[Feeds], machine: Machine
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Run batches through a network and yield the values of tensors of its main graph for each.
+
+    Raises
+    ------
+    ModelError
+        If ONNX Runtime cannot run the network on them.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    present = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name)
+        for name in dict.fromkeys(tensors)
+        if name not in present
+    )
+    label = f"'{model.name}'"
+    session = machine.open(model.with_proto(proto), label=label)
+    names = [output.name for output in session.get_outputs()]
+    for batch in batches:
+        found = dict(zip(names, infer(session, batch, label=label), strict=True))
+        yield {name: found[name] for name in tensors}
+
+
 def observe_shapes(
-    model: Model, tensors: set[str], feeds: Mapping[str, npt.NDArray[Any]], machine: Machine
+    model: Model, tensors: set[str], feeds: Feeds, machine: Machine
 ) -> dict[str, Shape]:
     """Run a model once and return the shapes that tensors of its main graph have.
 
@@ -137,13 +163,5 @@ def observe_shapes(
     ModelError
         If ONNX Runtime cannot run the model on these feeds.
     """
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    present = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in sorted(tensors - present)
-    )
-    session = machine.open(model.with_proto(proto), label=f"'{model.name}'")
-    names = [output.name for output in session.get_outputs()]
-    values = zip(names, infer(session, feeds, label=f"'{model.name}'"), strict=True)
-    return {name: value.shape for name, value in values if name in tensors}
+    (found,) = watch(model, sorted(tensors), [feeds], machine)
+    return {name: value.shape for name, value in found.items()}
