@@ -17,7 +17,7 @@ from tests.cli.test_optimize import QUICK
     ("command", "stages"),
     [
         ("inspect", ["loading", "running", "timing nodes"]),
-        ("profile", ["loading", "timing", "timing nodes"]),
+        ("profile", ["loading", "finding shapes", "looking at the machine", "timing"]),
         ("compare", ["loading", "comparing"]),
     ],
 )
