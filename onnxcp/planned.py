@@ -180,6 +180,8 @@ def decided(
 def score_for(goal: Goal, work: Work, rewrite: Rewrite) -> float | None:
     """Return what a goal judges a rewritten network by: how far it agrees, or what it scores."""
     assert rewrite.model is not None
+    if goal.min_agreement is None and work.score is None:
+        return None  # deploying a network takes a while
     model, _ = work.deployed(rewrite.model)
     if goal.min_agreement is not None:
         return agreement(work.differences(model) if work.lower else rewrite.differences)

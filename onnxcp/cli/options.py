@@ -128,14 +128,14 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_machine
 
 
-def precision_option(help: str) -> Callable[[Command], Command]:  # noqa: A002
-    """Add --precision, received as a word; `help` says what it does to what."""
+def precision_option(effect: str) -> Callable[[Command], Command]:
+    """Add --precision, received as a word; `effect` is its help: what it does to what."""
     return click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
         default=PRECISIONS[0],
         show_default=True,
-        help=help,
+        help=effect,
     )
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 import onnx
 
-from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model
+from onnxcp.precision.foreign import foreign
 
 
 def to_half(model: Model, *, keep_interface: bool = True) -> Model:
@@ -30,15 +28,8 @@ def to_half(model: Model, *, keep_interface: bool = True) -> Model:
 
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of values that are rounded to the least that there is
-    try:
+    with foreign(f"'{model.name}' cannot be converted to float16"):
         converted = convert_float_to_float16(proto, keep_io_types=keep_interface)
-    except Exception as error:  # what a converter raises where it does not know its way
-        detail = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelError(f"'{model.name}' cannot be converted to float16: {detail}.") from error
-    finally:
-        logging.disable(before)
     sorted_ = ONNXModel(converted)  # casts come last, where they are not allowed to be
     sorted_.topological_sort()
     return model.with_proto(sorted_.model)

@@ -8,19 +8,16 @@ documentation advises for CPUs.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model
+from onnxcp.precision.foreign import foreign
 
 Ranges = Mapping[str, tuple[float, float]]
 """The least and the largest value of tensors, by name."""
@@ -62,15 +59,13 @@ def prepare(model: Model) -> Model:
     proto.graph.input.extend(free)
     proto.ir_version = max(proto.ir_version, 4)
     proto = raise_opset(model.with_proto(proto))
-    with tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder,
+        foreign(f"'{model.name}' cannot be prepared for int8"),
+    ):
         source, made = Path(folder) / "source.onnx", Path(folder) / "made.onnx"
         onnx.save(proto, source)
-        try:
-            with quiet():
-                quant_pre_process(source, made, skip_symbolic_shape=True)
-        except Exception as error:  # of many kinds: whatever a converter and a session raise
-            detail = str(error).splitlines()[0].rstrip(".")
-            raise ModelError(f"'{model.name}' cannot be prepared for int8: {detail}.") from error
+        quant_pre_process(source, made, skip_symbolic_shape=True)
         prepared = onnx.load(made)
     label_nodes(prepared)
     for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
@@ -115,25 +110,21 @@ def quantize(
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     limits = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    try:
-        with quiet():
-            quantizer = QDQQuantizer(
-                proto,
-                True,  # per channel
-                reduce_range,
-                QuantType.QInt8,
-                QuantType.QUInt8,
-                TensorsData(CalibrationMethod.MinMax, limits),
-                [],
-                kept,
-                list(OPERATORS),
-                {},
-            )
-            quantizer.quantize_model()
-            quantizer.model.topological_sort()
-    except Exception as error:  # ValueError, TypeError, RuntimeError ... as operators find it
-        detail = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelError(f"'{model.name}' cannot be quantized: {detail}.") from error
+    with foreign(f"'{model.name}' cannot be quantized"):
+        quantizer = QDQQuantizer(
+            proto,
+            True,  # per channel
+            reduce_range,
+            QuantType.QInt8,
+            QuantType.QUInt8,
+            TensorsData(CalibrationMethod.MinMax, limits),
+            [],
+            kept,
+            list(OPERATORS),
+            {},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
     return model.with_proto(quantizer.model.model)
 
 
@@ -176,13 +167,8 @@ def raise_opset(model: Model) -> onnx.ModelProto:
     proto.CopyFrom(model.proto)
     if model.opset >= _OPSET:
         return proto
-    try:
+    with foreign(f"int8 needs opset {_OPSET}, and '{model.name}' cannot be converted to it"):
         return onnx.version_converter.convert_version(proto, _OPSET)
-    except Exception as error:  # RuntimeError and its kin of the converter, which has no own
-        detail = str(error).splitlines()[0].rstrip(".")
-        raise ModelError(
-            f"int8 needs opset {_OPSET}, and '{model.name}' cannot be converted to it: {detail}."
-        ) from error
 
 
 def label_nodes(proto: onnx.ModelProto) -> None:
@@ -195,15 +181,3 @@ def label_nodes(proto: onnx.ModelProto) -> None:
                 name += "_"
             node.name = name
             used.add(name)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what the quantizer and its calibrators log and print off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # where it cannot optimise, it goes on without, and says so
-    try:
-        with contextlib.redirect_stdout(None):
-            yield
-    finally:
-        logging.disable(before)

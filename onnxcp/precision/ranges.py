@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model
-from onnxcp.precision.qdq import OPERATORS, activations, quiet
+from onnxcp.precision.foreign import foreign
+from onnxcp.precision.qdq import OPERATORS, activations
+from onnxcp.profiling.compare import Batch
 
 METHODS = ("minmax", "percentile", "entropy")
 
@@ -21,7 +21,7 @@ _PERCENTILE = 99.99  # of the magnitudes; what ONNX Runtime defaults to, 99.999,
 
 
 def calibrate(
-    model: Model, batches: Iterable[Mapping[str, npt.NDArray[Any]]], method: str = "minmax"
+    model: Model, batches: Iterable[Batch], method: str = "minmax"
 ) -> dict[str, tuple[float, float]]:
     """Run samples through a prepared network and return the ranges of its activations.
 
@@ -49,24 +49,22 @@ def calibrate(
         "entropy": CalibrationMethod.Entropy,
     }
     options = {"percentile": _PERCENTILE, "symmetric": False}
-    with tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder,
+        foreign(f"'{model.name}' cannot be calibrated"),
+    ):
         source = Path(folder) / "source.onnx"
         onnx.save(model.proto, source)
-        try:
-            calibrator = create_calibrator(
-                source,
-                list(OPERATORS),
-                augmented_model_path=str(Path(folder) / "augmented.onnx"),
-                calibrate_method=kinds[method],
-                extra_options=options if method == "percentile" else {},
-            )
-            with quiet():
-                for batch in batches:  # one by one: calibrators keep all that they get at once
-                    calibrator.collect_data(_reader(batch))
-                found = calibrator.compute_data()
-        except Exception as error:  # what sessions and histograms raise
-            detail = str(error).splitlines()[0].rstrip(".")
-            raise ModelError(f"'{model.name}' cannot be calibrated: {detail}.") from error
+        calibrator = create_calibrator(
+            source,
+            list(OPERATORS),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=kinds[method],
+            extra_options=options if method == "percentile" else {},
+        )
+        for batch in batches:  # one by one: calibrators keep all that they get at once
+            calibrator.collect_data(_Reader(batch))
+        found = calibrator.compute_data()
     return {
         name: (float(np.min(low)), float(np.max(high)))
         for name, (low, high) in ((name, each.range_value) for name, each in found.items())
@@ -81,14 +79,12 @@ def assumed(model: Model) -> dict[str, tuple[float, float]]:
     return dict.fromkeys(activations(model), (-1.0, 1.0))
 
 
-def _reader(batch: Mapping[str, npt.NDArray[Any]]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
+class _Reader:
+    """Hands out one batch, as a `CalibrationDataReader` does."""
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._left = [dict(batch)]
+    def __init__(self, batch: Batch) -> None:
+        self._left = [dict(batch)]
 
-        def get_next(self) -> dict[str, Any] | None:
-            return self._left.pop() if self._left else None
-
-    return Reader()
+    def get_next(self) -> dict[str, Any] | None:
+        """Return the batch, and then None."""
+        return self._left.pop() if self._left else None
