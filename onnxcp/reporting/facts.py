@@ -70,6 +70,17 @@ class SiteLine:
     output_errors: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class StepLine:
+    """A network on the way to a lower precision, as text: how fast it is, and what it loses."""
+
+    name: str
+    ratio: str
+    interval: str
+    error: str
+    score: str
+
+
 def sizes(result: Optimized) -> list[Row]:
     """Return what the network holds and needs, before and after."""
     before, after = result.before, result.after
@@ -122,6 +133,25 @@ def refitted(result: Optimized) -> bool:
 def site_lines(decisions: Iterable[Decision]) -> list[SiteLine]:
     """Return what became of each site."""
     return [_site_line(decision) for decision in decisions]
+
+
+def step_lines(result: Optimized, *, custom_score: bool = False) -> list[StepLine]:
+    """Return the way to a network of lower precision, from the original on; empty without one."""
+    if not result.steps:
+        return []
+
+    def shown(score: float | None) -> str:
+        return "" if score is None else units.score(score, custom=custom_score)
+
+    seen = result.verification
+    before = None if seen is None or seen.accuracy is None else seen.accuracy[0]
+    lines = [StepLine("as it came", units.ratio(1.0), "", units.NONE, shown(before))]
+    for step in result.steps:
+        trial = step.trial
+        interval = units.interval(trial.low, trial.high)
+        error, score = units.error(step.error), shown(step.score)
+        lines.append(StepLine(step.name, units.ratio(trial.ratio), interval, error, score))
+    return lines
 
 
 def kernel_text(site: Site) -> str:

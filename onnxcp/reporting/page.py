@@ -16,7 +16,7 @@ from onnxcp.planning.plan import plan_text
 from onnxcp.profiling.environment import Environment, describe
 from onnxcp.reporting import answers, facts, picture, plans
 from onnxcp.reporting.answers import Answer, Forecasted
-from onnxcp.reporting.facts import Row, SiteLine
+from onnxcp.reporting.facts import Row, SiteLine, StepLine
 from onnxcp.reporting.picture import Mark, Picture
 from onnxcp.reporting.plans import RoundLine
 from onnxcp.reporting.spectra import Spectrum, spectra
@@ -25,17 +25,6 @@ from onnxcp.reporting.wiring import Wiring, wirings
 if TYPE_CHECKING:
     from onnxcp.optimizer import Optimized
     from onnxcp.reporting.job import Job
-
-
-@dataclass(frozen=True)
-class StepLine:
-    """A network on the way to a lower precision, as text: how fast it is, and what it loses."""
-
-    name: str
-    ratio: str
-    interval: str
-    error: str
-    score: str
 
 
 @dataclass(frozen=True)
@@ -161,7 +150,7 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
         ),
         times=None if seen is None else (seen.trial.a.median, seen.trial.b.median),
         rows=(*facts.measures(result, custom_score=custom), *facts.sizes(result)),
-        steps=tuple(_steps(result, custom_score=custom)),
+        steps=tuple(facts.step_lines(result, custom_score=custom)),
         notes=tuple(facts.notes(result, custom_score=custom, passes_refit=job.passes_refit)),
         scored="score" if custom else "accuracy",
         goal=_goal(result),
@@ -200,24 +189,6 @@ def _sites(result: Optimized) -> Iterator[SiteLine]:
     timed = {each.site.name: each.options[0].timing.before for each in surveyed if each.options}
     for line in facts.site_lines(result.decisions):
         yield line if line.alone is not None else replace(line, seconds=timed.get(line.name))
-
-
-def _steps(result: Optimized, *, custom_score: bool) -> Iterator[StepLine]:
-    """Yield the way to a network of lower precision, from the original on."""
-    if not result.steps:
-        return
-
-    def shown(score: float | None) -> str:
-        return "" if score is None else units.score(score, custom=custom_score)
-
-    seen = result.verification
-    before = None if seen is None or seen.accuracy is None else seen.accuracy[0]
-    yield StepLine("as it came", units.ratio(1.0), "", units.NONE, shown(before))
-    for step in result.steps:
-        trial = step.trial
-        interval = units.interval(trial.low, trial.high)
-        error, score = units.error(step.error), shown(step.score)
-        yield StepLine(step.name, units.ratio(trial.ratio), interval, error, score)
 
 
 def _wirings(result: Optimized) -> list[Wiring]:

@@ -32,23 +32,9 @@ def before_after(result: Optimized, *, custom_score: bool = False) -> Table:
 
 def steps(result: Optimized, *, custom_score: bool = False) -> Table:
     """Return the way to a network of lower precision: what each step is worth, and costs."""
-
-    def shown(score: float | None) -> str:
-        return units.share(score, 2) if score is None or not custom_score else f"{score:.6g}"
-
-    seen = result.verification
-    score = None if seen is None or seen.accuracy is None else seen.accuracy[0]
     table = _table("step", "times as fast>", "interval>", "output error>", "score>")
-    table.add_row("as it came", units.ratio(1.0), "", units.NONE, shown(score))
-    for step in result.steps:
-        trial = step.trial
-        table.add_row(
-            step.name,
-            units.ratio(trial.ratio),
-            units.interval(trial.low, trial.high),
-            units.error(step.error),
-            shown(step.score),
-        )
+    for line in facts.step_lines(result, custom_score=custom_score):
+        table.add_row(line.name, line.ratio, line.interval, line.error, line.score)
     return table
 
 
