@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -147,6 +148,14 @@ class Planner:
         expected = sum(option.error for option in choice.options.values())
         if expected > 0 and error > 0:
             self._error_scale = error**2 / expected
+
+    def only(self, family: str) -> Planner:
+        """Return a planner that knows as much, but has the options of one family alone."""
+        found = copy.copy(self)
+        found._time_scales = dict(self._time_scales)
+        found._forgotten = set(self._forgotten)
+        found.sites = tuple(each.of(family) for each in self.sites)
+        return found
 
     def forget(self, option: Option, reason: Refusal) -> None:
         """Take an option, and those of its family at that site that are no smaller, off the list.

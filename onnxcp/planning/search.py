@@ -16,6 +16,7 @@ Made = TypeVar("Made")
 _ROUNDS = 4
 _NEAR = (0.98, 1.04)  # measured speed over the one asked for, within which it is reached
 _FULL = 0.85  # share of the tolerated error from which on another round gains little
+_RIVAL = 1.5  # times the expected error of a mixture, up to which one family is tried alone
 _TRIALS = 5  # plans to build in the search for a score
 
 
@@ -159,6 +160,43 @@ def outline(
 
 
 def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[Made]:
+    """Build the best plan, and the best of one family where little is between them.
+
+    Errors of options are estimates, more so of some families than of others. Where a plan mixes
+    several of them, these mistakes are what it is chosen by.
+    """
+    mixed = _built(planner, goal, workshop)
+    rival = _of_one_family(planner, goal, mixed)
+    if rival is None or mixed.attempt is None:
+        return mixed
+    alone = _built(rival, goal, workshop)
+    better = alone.attempt is not None and alone.attempt.error < mixed.attempt.error
+    taken, other = (alone, mixed) if better and not alone.shortfall else (mixed, alone)
+    left = tuple(replace(each, kept=False) for each in other.rounds)
+    rounds = (*left, *taken.rounds) if taken is alone else (*taken.rounds, *left)
+    return replace(taken, rounds=rounds)
+
+
+def _of_one_family(planner: Planner, goal: Goal, mixed: Outcome[Made]) -> Planner | None:
+    """Return a planner of the family that comes closest to a mixture; None if none is close."""
+    if mixed.attempt is None or mixed.shortfall:
+        return None
+    choice = mixed.attempt.choice
+    families = {option.family.name for option in choice.options.values()}
+    if len(families) < 2:
+        return None
+    found = [planner.only(family) for family in sorted(families)]
+    chosen = [each.choose(goal) for each in found]
+    errors = [
+        each.forecast(one).error if one.reached else math.inf
+        for each, one in zip(found, chosen, strict=True)
+    ]
+    least = min(range(len(found)), key=lambda number: errors[number])
+    within = errors[least] <= _RIVAL * planner.forecast(choice).error
+    return found[least] if within else None
+
+
+def _built(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[Made]:
     """Build what comes close; where options turn out to be unfit, plan without them."""
     for _ in range(_ROUNDS):
         choice, rounds, shortfall = _approach(planner, goal, workshop)

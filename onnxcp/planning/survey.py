@@ -45,6 +45,14 @@ class Surveyed:
         left = tuple(each for each in self.options if each not in options)
         return replace(self, options=left, reasons=(*self.reasons, reason))
 
+    def of(self, family: str) -> Surveyed:
+        """Return the same with the options of one family alone."""
+        others = [each for each in self.options if each.family.name != family]
+        if not others:
+            return self
+        detail = f"{family} alone was closer for the whole network"
+        return self.without(others, Refusal(self.site.name, Reason.NOT_NEEDED, detail))
+
 
 def survey(
     sites: Sequence[Site],

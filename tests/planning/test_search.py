@@ -18,7 +18,8 @@ from onnxcp.planning.search import Attempt, Outcome, Round, outline, search
 from onnxcp.planning.survey import Surveyed
 from onnxcp.profiling.timing import Trial
 from tests.clockwork import trial
-from tests.plans import seconds, sites, surveyed
+from tests.plans import DENSE, SPATIAL, SVD, seconds, sites, surveyed
+from tests.plans import option as made_option
 
 COUNT = 6
 
@@ -201,6 +202,72 @@ class TestSpeed:
         assert outcome.attempt is None
         assert outcome.shortfall == ""
         assert shop.timed == shop.built == []
+
+
+class TestOneFamily:
+    """Where errors of options are estimates, a plan that mixes families may be the worse one."""
+
+    @staticmethod
+    def planner(near: float = 1.1) -> Planner:
+        """Return sites of which either family is expected to be the better at one half."""
+        found = []
+        for number, site in enumerate(sites(COUNT)):
+            options = [
+                made_option(
+                    site,
+                    rank,
+                    family=family,
+                    after=DENSE * rank / 20,
+                    weight=1.0 if (family is SVD) is bool(number % 2) else near**2,
+                )
+                for family in (SVD, SPATIAL)
+                for rank in range(1, 20)
+            ]
+            found.append(Surveyed(site, options[0].macs, tuple(options)))
+        return Planner(found, seconds(COUNT))
+
+    @staticmethod
+    def families(choice: Choice) -> set[str]:
+        return {each.family.name for each in choice.options.values()}
+
+    def shop(self, penalty: float) -> Workshop:
+        """Return a workshop in which a mixture has so many times the error expected of it."""
+        made = Workshop()
+        plain = made.error
+
+        def error(choice: Choice) -> float:
+            return plain(choice) * (penalty if len(self.families(choice)) > 1 else 1)
+
+        made.error = error  # type: ignore[method-assign]
+        return made
+
+    def test_is_taken_where_it_turns_out_to_be_closer(self) -> None:
+        shop = self.shop(2.0)
+        outcome = search(self.planner(), Goal(speedup=2.0), shop)
+        assert outcome.attempt is not None
+        assert len(self.families(outcome.attempt.made)) == 1
+        assert [len(self.families(each)) for each in shop.built] == [2, 1]
+        assert kept(outcome).error == outcome.attempt.error
+        assert [each.kept for each in outcome.rounds] == [False, True]
+
+    def test_is_not_taken_where_it_is_not(self) -> None:
+        shop = self.shop(1.0)
+        outcome = search(self.planner(), Goal(speedup=2.0), shop)
+        assert outcome.attempt is not None
+        assert len(self.families(outcome.attempt.made)) == 2
+        assert len(shop.built) == 2
+        assert [each.kept for each in outcome.rounds] == [True, False]
+
+    def test_is_not_built_where_it_is_expected_to_be_far_off(self) -> None:
+        shop = self.shop(2.0)
+        search(self.planner(near=4.0), Goal(speedup=2.0), shop)
+        assert len(shop.built) == 1
+
+    def test_is_not_tried_where_the_goal_is_missed(self) -> None:
+        shop = self.shop(2.0)
+        outcome = search(self.planner(), Goal(speedup=30.0), shop)
+        assert outcome.shortfall
+        assert len(shop.built) == 1
 
 
 class TestSize:
