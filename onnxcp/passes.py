@@ -169,6 +169,20 @@ class LowerPass(Pass):
         """Return what takes as long as what the pass would make of a model, without samples."""
         return self.run(model, Context()).model
 
+    def part(self, model: Model, name: str, context: Context) -> Model:  # noqa: ARG002
+        """Return one layer, or its chain, as it computes within the network of this precision.
+
+        Parameters
+        ----------
+        model
+            A graph of the layer by itself. What it puts out is rounded by what reads it.
+        name
+            Of the layer in the network.
+        context
+            With samples of what the layer reads.
+        """
+        return self.run(model, context).model
+
 
 def format_option(value: object) -> str:
     """Return the text of an option's value, as `onnxcp.pipeline` parses it."""

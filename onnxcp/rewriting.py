@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import onnxruntime as ort
 
 from onnxcp.calibration.data import Data
-from onnxcp.errors import PassError
+from onnxcp.errors import OnnxcpError, PassError
 from onnxcp.factorize import Factorized, FactorizePass
 from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal
@@ -36,7 +36,7 @@ from onnxcp.planning.option import Decision
 from onnxcp.profiling.compare import Batch, OutputDifference
 from onnxcp.profiling.session import Feeds
 from onnxcp.progress import Progress
-from onnxcp.refit import refit
+from onnxcp.refit import AsDeployed, refit
 from onnxcp.refit.inputs import input_grams
 from onnxcp.settings import Settings
 from onnxcp.verification import Score, Step, output_differences, total_error, whole_error
@@ -118,6 +118,25 @@ class Work:
         if self.lower is None:
             return model, ()
         return PassManager([self.lower]).run(model, self.context)
+
+    @property
+    def layers_deployed(self) -> AsDeployed | None:
+        """What a refit puts in the place of layers that it is done with; None for themselves."""
+        if self.lower is None or self.settings.refit.prefix == "full":
+            return None
+        lower = self.lower
+
+        def deployed(model: Model, name: str, feeds: Iterator[Batch]) -> Model:
+            data = Context(
+                samples=lambda count: list(itertools.islice(feeds, max(1, count // _BATCH))),
+                machine=self.settings.machine,
+            )
+            try:
+                return lower.part(model, name, data)
+            except OnnxcpError:  # what cannot be lowered by itself counts as it is
+                return model
+
+        return deployed
 
     def timed_as(self, model: Model) -> Model:
         """Return what takes as long as that."""
@@ -327,6 +346,7 @@ def _refitted(work: Work, rewrite: Rewrite, data: Data) -> Rewrite:
         work.settings.machine,
         work.settings.refit,
         dense=dense,
+        deployed=work.layers_deployed,
         progress=work.progress,
     )
     decisions = tuple(

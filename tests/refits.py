@@ -18,7 +18,7 @@ from onnxcp.graph.splice import splice
 from onnxcp.passes import registered_passes
 from onnxcp.profiling.inputs import session_inputs
 from onnxcp.profiling.machine import Machine
-from onnxcp.refit import Refit, RefitSettings, refit
+from onnxcp.refit import AsDeployed, Refit, RefitSettings, refit
 from tests.networks import Array, conv_model, model_of, noise, onnx_type, run
 from tests.wirings import CHANNELS, wired
 
@@ -135,11 +135,14 @@ def fit(
     *,
     model: Model | None = None,
     dense: Sequence[Site] = (),
+    deployed: AsDeployed | None = None,
     **options: Any,
 ) -> dict[Site, Refit]:
     data = data_for(proto, values)
     settings = RefitSettings(**options)
-    return refit(model or Model(proto), choices, data, MACHINE, settings, dense=dense)
+    return refit(
+        model or Model(proto), choices, data, MACHINE, settings, dense=dense, deployed=deployed
+    )
 
 
 def plainly(model: Model, choices: Choices) -> Model:

@@ -203,7 +203,7 @@ def optimize(
     if eval_data is not None and eval_script is not None:
         raise click.UsageError("Give one of --eval-data and --eval-script.")
     if calibration is None:
-        refuse_without_data("refit", "memory_limit", "refit_target")
+        refuse_without_data("refit", "memory_limit", "refit_target", "refit_prefix")
 
     if epochs is None and (idle := given_options("train_data", *TRAINING)):
         raise click.UsageError(f"{idle[0]} has no say without --finetune.")

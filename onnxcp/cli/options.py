@@ -22,6 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PRECISIONS = ("fp32", "fp16", "int8")  # those of a machine, which takes long to import
 SCOPES = ("all", "factorised", "none")
 TARGETS = ("auto", "linear")
+PREFIXES = ("full", "deployed")
 """Those of `onnxcp.refit`, which is not imported for the help."""
 
 PATH = click.Path(path_type=Path)
@@ -306,13 +307,26 @@ def refit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Whether, where a ReLU follows, what comes out of it is fitted, too (auto: if that "
         "is closer on samples held out), or only what goes in.",
     )
+    @click.option(
+        "--refit-prefix",
+        type=click.Choice(PREFIXES),
+        default="full",
+        show_default=True,
+        help="What layers are fitted behind: the layers before them in full precision, or as they "
+        "are deployed (--precision), so that rounding is made good for as well.",
+    )
     @functools.wraps(command)
     def with_refit(
-        *args: Any, refit: str, memory_limit: int, refit_target: str, **kwargs: Any
+        *args: Any,
+        refit: str,
+        memory_limit: int,
+        refit_target: str,
+        refit_prefix: str,
+        **kwargs: Any,
     ) -> Any:
         from onnxcp.refit import RefitSettings
 
-        settings = RefitSettings(refit, memory_limit, target=refit_target)
+        settings = RefitSettings(refit, memory_limit, target=refit_target, prefix=refit_prefix)
         return command(*args, refit=settings, **kwargs)
 
     return with_refit

@@ -44,6 +44,31 @@ def at_precision(model: Model, precision: str) -> Model:
     return lowered
 
 
+def open_end(model: Model) -> Model:
+    """Return a quantized graph of one layer that hands on what it makes as it is, unrounded.
+
+    In a network a Relu may be merged with it, and what is rounded is what that makes.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    graph = proto.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    (made,) = graph.output
+    restored = makers[made.name]
+    rounded = makers.get(restored.input[0])
+    if restored.op_type != "DequantizeLinear" or rounded is None:
+        return model
+    if rounded.op_type != "QuantizeLinear":
+        return model
+    exact = rounded.input[0]
+    graph.node.remove(restored)
+    graph.node.remove(rounded)
+    for node in graph.node:
+        node.output[:] = [made.name if name == exact else name for name in node.output]
+    del graph.value_info[:]
+    return model.with_proto(proto)
+
+
 def random_input(model: Model, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return values for the input of such a graph: standard normal, or any whole number."""
     rng = np.random.default_rng(0)

@@ -9,7 +9,8 @@ samples is judged on another, and given up where it is no better there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from onnxcp.calibration.data import Data
 from onnxcp.calibration.stream import Stream
@@ -19,10 +20,14 @@ from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
 from onnxcp.profiling.machine import Machine
 from onnxcp.progress import Progress, silent
-from onnxcp.refit.result import SCOPES, TARGETS, Refit, RefitSettings
+from onnxcp.refit.result import PREFIXES, SCOPES, TARGETS, Refit, RefitSettings
 from onnxcp.refit.site import Fitter
 
-__all__ = ["SCOPES", "TARGETS", "Refit", "RefitSettings", "refit"]
+__all__ = ["PREFIXES", "SCOPES", "TARGETS", "AsDeployed", "Refit", "RefitSettings", "refit"]
+
+AsDeployed = Callable[[Model, str, Iterator[Mapping[str, Any]]], Model]
+"""Given a graph of one layer, the layer's name, and what it reads, batch by batch: the same layer
+as it computes where it is deployed."""
 
 _BATCH = 32
 _FEWEST_BATCHES = 8
@@ -36,6 +41,7 @@ def refit(
     settings: RefitSettings,
     *,
     dense: Iterable[Site] = (),
+    deployed: AsDeployed | None = None,
     progress: Progress = silent,
 ) -> dict[Site, Refit]:
     """Choose among the factorisations of every site on data, and refit what was chosen.
@@ -55,6 +61,9 @@ def refit(
     dense
         Sites that stay as they are, but may have other weights where errors of others reach them,
         if the scope of the settings is all.
+    deployed
+        What layers become before later ones are fitted to what they deliver; None where they are
+        deployed as they are.
     progress
         Called with what is being done.
 
@@ -76,5 +85,8 @@ def refit(
             if found is not None:
                 done[stop.site] = found
             chain = None if found is None else found.chain
-            stop.settle(None if chain is None else splice(stop.alone, {stop.alone_site: chain}))
+            settled = None if chain is None else splice(stop.alone, {stop.alone_site: chain})
+            if deployed is not None:
+                settled = deployed(settled or stop.alone, stop.site.name, stop.feeds())
+            stop.settle(settled)
     return done

@@ -10,6 +10,7 @@ from onnxcp.graph.chain import Chain
 
 SCOPES = ("all", "factorised", "none")
 TARGETS = ("auto", "linear")
+PREFIXES = ("full", "deployed")
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,17 @@ class RefitSettings:
     target
         ``"auto"``: where nothing but an activation reads a site's output, what comes out of it is
         fitted too, and taken if it is closer there; ``"linear"``: never.
+    prefix
+        What sites are fitted behind, where the network is deployed in a lower precision:
+        ``"full"``, the rewritten network as it is, or ``"deployed"``, what its layers deliver in
+        that precision, so that a fit makes good for rounding as well.
     """
 
     scope: str = "all"
     memory_limit: int = 2**31
     seed: int = 0
     target: str = "auto"
+    prefix: str = "full"
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -41,6 +47,10 @@ class RefitSettings:
         if self.target not in TARGETS:
             raise OnnxcpError(
                 f"There is no target '{self.target}' of refits; there are: {', '.join(TARGETS)}."
+            )
+        if self.prefix not in PREFIXES:
+            raise OnnxcpError(
+                f"There is no prefix '{self.prefix}' of refits; there are: {', '.join(PREFIXES)}."
             )
 
 

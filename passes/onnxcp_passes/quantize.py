@@ -12,10 +12,12 @@ What the network reads and makes stays float.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from onnxcp.errors import PassError
 from onnxcp.graph.model import Model
 from onnxcp.passes import Context, LowerPass, PassResult
+from onnxcp.precision.alone import open_end
 from onnxcp.precision.qdq import is_quantized
 from onnxcp.precision.ranges import METHODS
 from onnxcp.precision.recipe import Recipe, lower, stand_in, tune
@@ -75,6 +77,12 @@ class Quantize(LowerPass):
     def stand_in(self, model: Model) -> Model:
         """Quantize to ranges that are made up, on which time does not depend."""
         return stand_in(model, tuple(self.keep.split()))
+
+    def part(self, model: Model, name: str, context: Context) -> Model:
+        """Quantize a layer by itself, but for what it puts out, which its reader quantizes."""
+        if any(fnmatchcase(name, pattern) for pattern in self.keep.split()):
+            return model
+        return open_end(self.run(model, context).model)
 
     @property
     def _recipe(self) -> Recipe:

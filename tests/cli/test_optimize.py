@@ -12,7 +12,7 @@ import pytest
 
 from onnxcp import refit
 from onnxcp.cli.optimize import optimize as command
-from onnxcp.cli.options import SCOPES, TARGETS, memory_size
+from onnxcp.cli.options import PREFIXES, SCOPES, TARGETS, memory_size
 from onnxcp.graph.model import load, save
 from tests.cli.conftest import Run, Timings, snapshot
 
@@ -297,6 +297,7 @@ class TestMemorySize:
 def test_the_options_have_what_the_settings_have() -> None:
     assert SCOPES == refit.SCOPES
     assert TARGETS == refit.TARGETS
+    assert PREFIXES == refit.PREFIXES
     defaults = {each.name: each.default for each in command.params}
     assert memory_size(defaults["memory_limit"]) == refit.RefitSettings().memory_limit
     assert defaults["refit"] == refit.RefitSettings().scope

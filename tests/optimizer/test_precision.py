@@ -13,12 +13,16 @@ import pytest
 from models.builder import GraphBuilder
 from onnxcp import OnnxcpError, Optimized, Settings, load, optimize
 from onnxcp.graph.model import Model
+from onnxcp.graph.segment import take_out
+from onnxcp.graph.site import find_sites
 from onnxcp.lowering import as_deployed, as_timed
 from onnxcp.optimizer import make_plan
+from onnxcp.passes import Context, LowerPass, find_pass
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.plan import load_plan, save_plan
 from onnxcp.precision.qdq import is_quantized
 from onnxcp.profiling.machine import Machine
+from onnxcp.refit import PREFIXES, RefitSettings
 from onnxcp.reporting.facts import notes
 from tests.clockwork import MINIMUM, SECONDS, Clockwork
 from tests.networks import conv_model, difference, feeds_for, run
@@ -120,6 +124,27 @@ class TestTogether:
         assert again.precision == "int8"
         one, other = (each.model.proto.SerializeToString() for each in (first, again))
         assert one == other
+
+    def test_refits_make_good_for_rounding_where_asked(self, clock: Clockwork) -> None:
+        found = {}
+        for prefix in PREFIXES:
+            settings = RefitSettings(prefix=prefix)
+            result = optimized(refit=settings, nodes=Settings().nodes, goal=Goal(macs=0.35))
+            assert is_quantized(result.model)
+            found[prefix] = result.steps[1].model.proto.SerializeToString()
+        assert found["full"] != found["deployed"]
+
+    def test_layers_that_stay_float_are_not_rounded_for_refits(self, clock: Clockwork) -> None:
+        def part(name: str) -> bool:
+            batch = {"x": DATA["image"][:8]}
+            context = Context(samples=lambda _: [batch])
+            (site, *_), _ = find_sites(load(network()))
+            alone, _ = take_out(load(network()), site)
+            lower = find_pass("quantize")(keep="one tw*")
+            assert isinstance(lower, LowerPass)
+            return is_quantized(lower.part(alone, name, context))
+
+        assert [part(name) for name in ("one", "two", "three")] == [False, False, True]
 
     def test_half_precision_goes_the_same_way(
         self, clock: Clockwork, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxcp import OnnxcpError
@@ -12,7 +13,9 @@ from onnxcp.graph.model import Model, load
 from onnxcp.graph.splice import splice
 from onnxcp.passes import find_pass
 from onnxcp.planning.latency import SiteBench, with_random_weights
-from onnxcp.precision.alone import at_precision, random_input
+from onnxcp.precision.alone import at_precision, open_end, random_input
+from onnxcp.precision.qdq import label_nodes, quantize, raise_opset
+from onnxcp.precision.ranges import assumed
 from onnxcp.profiling.machine import PRECISIONS, Machine
 from tests.networks import conv_model, only_site, operators, run
 
@@ -30,6 +33,13 @@ def alone(family: str | None = None, **options: object) -> Model:
     return splice(made, {site: ("chain", chain)})
 
 
+def quantized(model: Model) -> Model:
+    proto = raise_opset(model)
+    label_nodes(proto)
+    named = model.with_proto(onnx.shape_inference.infer_shapes(proto))
+    return quantize(named, assumed(named))
+
+
 @pytest.mark.parametrize("family", [None, "channel-svd", "spatial-svd", "cp3", "cp4"])
 def test_int8_hands_integers_on(family: str | None) -> None:
     made = at_precision(alone(family), "int8")
@@ -42,6 +52,24 @@ def test_int8_hands_integers_on(family: str | None) -> None:
     (result,) = run(made, {INPUT: values})
     assert result.dtype == np.uint8
     assert result.shape == (2, 12, 7, 8)
+
+
+@pytest.mark.parametrize("family", [None, "channel-svd"])
+def test_an_open_end_hands_on_what_it_made_unrounded(family: str | None) -> None:
+    whole = quantized(alone(family))
+    made = open_end(whole)
+    values = {INPUT: np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)}
+    (rounded,), (exact,) = run(whole, values), run(made, values)
+    assert operators(made.proto)[-1] == "Conv"
+    assert len(np.unique(rounded)) <= 256 < len(np.unique(exact))
+    step = np.diff(np.unique(rounded)).min()
+    inside = (rounded > rounded.min()) & (rounded < rounded.max())
+    assert np.abs(rounded - exact)[inside].max() <= 0.51 * step
+
+
+def test_what_is_not_quantized_has_its_end_open() -> None:
+    made = alone()
+    assert open_end(made) is made
 
 
 def test_fp16_is_float16_throughout() -> None:

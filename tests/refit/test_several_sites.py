@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from onnxcp.calibration import statistics
 from onnxcp.calibration.stream import Stop
 from onnxcp.errors import OnnxcpError
+from onnxcp.graph.chain import step_weight
 from onnxcp.graph.model import Model
 from onnxcp.refit import RefitSettings, refit
-from tests.networks import FLOAT32, Array, model_of, noise
+from tests.networks import FLOAT32, Array, difference, model_of, noise
 from tests.refits import (
     FAMILIES,
     FRESH,
@@ -50,6 +53,28 @@ class TestPrefix:
             for each in (plainly(model, choices), fitted(model, apart), fitted(model, together))
         )
         assert other < 0.98 * one < plain
+
+    def test_what_is_deployed_is_what_later_sites_are_fitted_behind(self) -> None:
+        proto = two_convs(relu=False)
+        model = Model(proto)
+        a, b = named(model, "a", "b")
+        seen = {}
+
+        def doubled(part: Model, name: str, feeds: Iterator[Mapping[str, Array]]) -> Model:
+            seen[name] = sum(len(batch["x"]) for batch in feeds)
+            proto = onnx.ModelProto()
+            proto.CopyFrom(part.proto)
+            for each in proto.graph.initializer:
+                each.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(each), each.name))
+            return part.with_proto(proto)
+
+        done = fit(proto, {}, VALUES, dense=[a, b], deployed=doubled)
+        assert seen == {"a": SAMPLES, "b": SAMPLES}
+        assert a not in done, "nothing before it has changed"
+        chain = done[b].chain
+        assert chain is not None
+        (step,) = chain[1].steps
+        assert difference(step_weight(step).astype(np.float32), b.kernel() / 2) < 0.01
 
     @pytest.mark.parametrize("scope", ["all", "factorised"])
     def test_a_site_that_stays_makes_good_for_those_before_it(self, scope: str) -> None:
