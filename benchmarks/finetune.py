@@ -60,7 +60,7 @@ CASES = {
     ),
     "vdsr": Case((1 / 3,), {1 / 3: -0.25}, Training(epochs=6, batch=16, rate=5e-4)),
 }
-CHARNET_TRAINING = Training(epochs=4, batch=128, rate=1e-3)
+CHARNET_TRAINING = Training(epochs=8, batch=128, rate=1e-3, factor_rate=1.0)
 PATCHES = 16  # draws of closed_form's patches to train on
 
 
