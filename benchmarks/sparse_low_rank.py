@@ -265,8 +265,8 @@ def compare_structures(at: Path) -> None:
                 print(f"  {share:.0%} {what:36} {error:.4f}  a dense convolution to any runtime")
 
 
-def optimize(at: Path, options: Sequence[str]) -> None:
-    """Run the whole job on the network, and print what came of it."""
+def optimize(at: Path, options: Sequence[str]) -> dict[str, Any]:
+    """Run the whole job on the network, and return the record of it."""
     model, calibration, test = VGG
     with tempfile.TemporaryDirectory() as folder:
         samples, scored = Path(folder) / "samples.npz", Path(folder) / "scored.npz"
@@ -276,12 +276,18 @@ def optimize(at: Path, options: Sequence[str]) -> None:
         command = [sys.executable, "-m", "onnxcp", "optimize", str(at / f"models/{model}.onnx")]
         command += [str(Path(folder) / "out.onnx"), "--json", "--calibration-data", str(samples)]
         command += ["--eval-data", str(scored), "--input-shapes", "input:8,3,32,32", *options]
-        begin = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    seconds = time.perf_counter() - begin
     if done.returncode > 1:
         sys.exit(f"{' '.join(options)}: exit code {done.returncode}")
-    record = json.loads(done.stdout)
+    record: dict[str, Any] = json.loads(done.stdout)
+    return record
+
+
+def tell(at: Path, options: Sequence[str]) -> None:
+    """Run the whole job on the network, and print what came of it."""
+    begin = time.perf_counter()
+    record = optimize(at, options)
+    seconds = time.perf_counter() - begin
     latency, scores = record["latency"], record["accuracy"]
     if latency is None:
         print(f"{' '.join(options)}: nothing was rewritten")
@@ -305,7 +311,7 @@ def compare_networks(at: Path) -> None:
     svds = "channel-svd,spatial-svd,cp3,tucker2"
     for families in ("channel-svd", "sparse-low-rank", svds, f"{svds},sparse-low-rank"):
         for goal in ("--macs=0.2", f"--target-speedup={1.1 * FASTER}"):
-            optimize(at, [goal, "--families", families])
+            tell(at, [goal, "--families", families])
 
 
 PARTS = {
