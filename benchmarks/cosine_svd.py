@@ -145,8 +145,9 @@ def squeezenet(assets: Path) -> Network:
     wanted = Preprocess(crop=(224, 224), channels="bgr", scale=1, mean=(104, 117, 123))
     folder = assets / "data/imagenet500"
     data = load_data(folder, specs, preprocess=wanted)
-    (whole,) = data.batches(len(data))
-    ((name, images),) = whole.items()
+    batches = list(data.batches(len(data)))  # of one picture each: the network insists on that
+    ((name, _),) = batches[0].items()
+    images = np.concatenate([each[name] for each in batches])
     lines = (folder / "labels.tsv").read_text().split("\n")
     known = dict(line.split("\t")[:2] for line in lines if "\t" in line)
     files = sorted(each.name for each in folder.iterdir() if each.name in known)

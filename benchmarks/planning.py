@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import cosine_svd
 from benchmarks.closed_form import MACHINE, TASKS
 from models import resnet, vgg
 from onnxcp import (
     Goal,
     Model,
     OnnxcpError,
-    Preprocess,
     RefitSettings,
     Settings,
     load,
@@ -117,13 +117,9 @@ def charnet() -> Network:
 
 def squeezenet(assets: Path) -> Network:
     """Return a classifier of 224x224 pictures, in halves."""
-    model = load(assets / "models/squeezenet11_fp16_opset7.onnx")
-    specs = session_inputs(MACHINE.open(model))
-    wanted = Preprocess(crop=(224, 224), channels="bgr", scale=1, mean=(104, 117, 123))
-    pictures = load_data(assets / "data/imagenet500", specs, preprocess=wanted)
-    (whole,) = pictures.batches(len(pictures))
-    data, held = split(whole)
-    return Network("squeezenet", model, {}, SPEEDUPS["squeezenet"], data, held)
+    known = cosine_svd.squeezenet(assets)
+    data, held = ({known.input: each} for each in (known.samples, known.held))
+    return Network("squeezenet", known.model, {}, SPEEDUPS["squeezenet"], data, held)
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:

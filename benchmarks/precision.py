@@ -68,9 +68,11 @@ def cases(assets: Path | None, names: Sequence[str], goal: Goal) -> Iterator[Cas
             yield Case(name, load(task.model), "input", task.draw(0), task.score, "dB", own)
             continue
         for each in cosine_svd.networks(assets, [name]):
-            model = in_float32(each.model)
+            model = with_any_batch(in_float32(each.model), each.input)
             network = replace(each, model=model)
-            yield Case(name, model, each.input, each.samples, network.accuracy, "%", goal)
+            samples = each.samples.astype(np.float32)
+            network = replace(network, samples=samples, held=each.held.astype(np.float32))
+            yield Case(name, model, each.input, samples, network.accuracy, "%", goal)
 
 
 def in_float32(model: Model) -> Model:
@@ -85,6 +87,18 @@ def in_float32(model: Model) -> Model:
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16:
             value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return model.with_proto(proto)
+
+
+def with_any_batch(model: Model, name: str) -> Model:
+    """Return a network that takes as many samples at a time as it is given."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    graph = proto.graph
+    for value in (*graph.input, *graph.output):
+        if value.name == name or value in graph.output:
+            value.type.tensor_type.shape.dim[0].dim_param = "N"
+    del graph.value_info[:]
     return model.with_proto(proto)
 
 

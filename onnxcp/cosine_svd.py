@@ -42,10 +42,9 @@ from onnxcp.planning.search import Round
 from onnxcp.planning.strategy import accept
 from onnxcp.planning.survey import Surveyed
 from onnxcp.product import SvdPass
-from onnxcp.profiling.compare import Batch
+from onnxcp.profiling.compare import Batch, batch_size
 from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
 from onnxcp.trials import MOST, Chosen, Trials
-from onnxcp.verification import batch_size
 
 _SAMPLES = 256  # whose responses are compared
 _BATCH = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from onnxcp.precision.qdq import is_quantized
 from onnxcp.profiling.machine import PRECISIONS, Machine
 from onnxcp.rewriting import Rewrite, Work, fold, some_batches
 from onnxcp.settings import Settings
-from onnxcp.verification import Step, Verification, time
+from onnxcp.verification import Step, Verification, agreement, time, whole_error
 
 FULL = PRECISIONS[0]
 
@@ -28,11 +29,12 @@ def as_timed(model: Model, precision: str) -> Model:
 
     Raises
     ------
-    ModelError
+    OnnxcpError
         If it cannot be had in it.
     """
     if precision == FULL or is_quantized(model):
         return model
+    _check_type(model, precision)
     return _pass_for(precision)().stand_in(model)
 
 
@@ -46,6 +48,7 @@ def as_deployed(model: Model, precision: str, data: Data | None, machine: Machin
     """
     if precision == FULL or is_quantized(model):
         return model
+    _check_type(model, precision)
     _check_samples(precision, data)
     samples = None if data is None else functools.partial(some_batches, data)
     lower = PassManager([_pass_for(precision)()])
@@ -67,6 +70,11 @@ def with_precision(work: Work) -> Work:
     settings = work.settings
     planned = _planned(work)
     precision = settings.machine.precision if planned is None else planned.precision
+    if (precision == FULL or settings.passes) and settings.refit.prefix != "full":
+        raise OnnxcpError(
+            "Layers are fitted behind what is deployed only on the way to a lower precision: "
+            "give --precision."
+        )
     if precision == FULL:
         return work
     if settings.passes:
@@ -76,14 +84,11 @@ def with_precision(work: Work) -> Work:
     if is_quantized(work.original):
         raise OnnxcpError(
             f"'{work.original.name}' is quantized already: give the float model, and "
-            f"--precision {precision}."
+            "--precision int8."
         )
     full, kind = work, _pass_for(precision)
     _check_samples(precision, work.calibration)
-    if precision == "int8" and _is_half(work.original):
-        raise OnnxcpError(
-            f"'{work.original.name}' is of float16, which is not quantized: give it in float32."
-        )
+    _check_type(work.original, precision)
     work = replace(work, settings=_for(work, precision))
     prepared, _ = work.finished(fold(work.original)[0])
     work.progress(f"choosing how to get to {precision}", 0, 1)
@@ -93,7 +98,7 @@ def with_precision(work: Work) -> Work:
     work.progress(f"timing {precision}", 0, 1)
     trial = race(work, alone, seconds_of_original(work))
     if planned is None and not trial.faster:
-        told = f"{precision} is not faster here ({trial}), so the network stays as it is."
+        told = f"{precision} is not faster here ({trial}), so {FULL} is kept."
         return replace(in_full(full), told=told)
     name, differences = f"{precision} alone", work.differences(alone)
     step = Step(name, alone, trial, differences, work.scored(alone), _notes(records))
@@ -112,11 +117,15 @@ def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
     if rewrite.model is None or rewrite.plain is rewrite.prepared:  # no layer has changed
         alone = work.lowered
         return replace(rewrite, model=alone.model, full=None, differences=alone.differences)
+    if _planned(work) is None:
+        work.progress("choosing the layers that stay in float", 0, 1)
+        work = replace(work, lower=work.lower.retuned(rewrite.model, work.context))
     model, records = work.deployed(rewrite.model)
     return replace(
         rewrite,
         model=model,
         full=rewrite.model,
+        lower=work.lower,
         lowerings=records,
         differences=work.differences(model),
     )
@@ -134,6 +143,8 @@ class Steps:
         Whether the network is faster than the original in the same precision.
     full_is_faster
         Whether it is measured to be faster with full precision.
+    misses
+        Whether it is beyond the loss that was asked for, all layers given back.
     told
         What there is to say of it, in a sentence.
     told_of_full
@@ -143,19 +154,35 @@ class Steps:
     rows: tuple[Step, ...]
     pays: bool
     full_is_faster: bool = False
+    misses: bool = False
     told: str = ""
     told_of_full: str = ""
 
 
-def steps(work: Work, rewrite: Rewrite, verification: Verification) -> Steps | None:
-    """Time what lies between the original and a rewritten network; None for full precision."""
+def steps(
+    work: Work, rewrite: Rewrite, verification: Verification, shortfall: str = ""
+) -> Steps | None:
+    """Time what lies between the original and a rewritten network; None for full precision.
+
+    Parameters
+    ----------
+    work, rewrite, verification
+        The network, and what it showed.
+    shortfall
+        Why the goal was not reached, if it was not.
+    """
     alone = work.lowered
     if alone is None or rewrite.model is None:
         return None
     precision, machine = work.settings.machine.precision, work.settings.machine
     if rewrite.full is None:
         told = f"No layer is faster factorised in {precision}, so this is {alone.name}."
-        return Steps((alone,), pays=True, told=told)
+        goal = work.settings.goal
+        if shortfall and (goal.scored or goal.error is not None):  # which says why
+            told = f"This is {alone.name}."
+        missed = _missed(work, alone)
+        kept = f"{precision[:1].upper()}{precision[1:]} alone has {missed}, so {FULL} is kept."
+        return Steps((alone,), pays=True, misses=bool(missed), told=told, told_of_full=kept)
     work.progress(f"timing against {alone.name}", 0, 1)
     over = time(alone.model, rewrite.model, machine, work.feeds)
     if not over.faster:
@@ -185,9 +212,39 @@ def steps(work: Work, rewrite: Rewrite, verification: Verification) -> Steps | N
     return Steps(rows, pays=True, full_is_faster=full.slower, told=told, told_of_full=kept)
 
 
-def _is_half(model: Model) -> bool:
-    kinds = {each.data_type for each in model.proto.graph.initializer}
-    return onnx.TensorProto.FLOAT16 in kinds and onnx.TensorProto.FLOAT not in kinds
+def _missed(work: Work, alone: Step) -> str:
+    """Return what of a step is beyond what the goal asks for, in words; "" if nothing is."""
+    goal = work.settings.goal
+    error, agreed = whole_error(alone.differences), agreement(alone.differences)
+    if goal.max_error is not None and not error <= goal.max_error:
+        return f"an error of the outputs of {error:.3g}"
+    if goal.min_agreement is not None and not (agreed or 0.0) >= goal.min_agreement:
+        return f"the same top class on {agreed or 0.0:.4g} of the samples"
+    if goal.max_accuracy_drop is None or alone.score is None:
+        return ""
+    short = not alone.score >= goal.least(work.baseline)
+    return f"a score of {alone.score:.6g}" if short else ""
+
+
+def _check_type(model: Model, precision: str) -> None:
+    """Refuse to quantize a network of which most weights are of float16."""
+    if precision != "int8":
+        return
+    sizes: dict[int, int] = {onnx.TensorProto.FLOAT16: 0, onnx.TensorProto.FLOAT: 0}
+    constants = (
+        each.t
+        for node in model.proto.graph.node
+        if node.op_type == "Constant"
+        for each in node.attribute
+        if each.name == "value"
+    )
+    for tensor in (*model.proto.graph.initializer, *constants):
+        if tensor.data_type in sizes:
+            sizes[tensor.data_type] += math.prod(tensor.dims)
+    if sizes[onnx.TensorProto.FLOAT16] > sizes[onnx.TensorProto.FLOAT]:
+        raise OnnxcpError(
+            f"'{model.name}' is of float16, which is not quantized: give it in float32."
+        )
 
 
 def _check_samples(precision: str, data: Data | None) -> None:

@@ -178,17 +178,22 @@ def optimize(
     work = with_precision(full)
     made = _made(work)
     way = made.steps
-    if made.steps is not None and made.steps.full_is_faster:
-        # Chains may be so small that going to integers and back costs more than they gain.
+    if settings.plan is None and way is not None and (way.full_is_faster or way.misses):
+        # Chains may be so small that going to integers and back costs more than they gain; or the
+        # loss is that of the precision, and no layer that is given back undoes it.
         again = in_full(full)
         other = _made(again)
-        if other.seconds < made.seconds:
-            work, made = replace(again, told=made.steps.told_of_full), other
+        if way.misses or other.seconds < made.seconds:
+            work, made = replace(again, told=way.told_of_full), other
     rewrite, planned, verification = made.rewrite, made.planned, made.verification
     finetuned = None
     if trains is not None and verification is not None and _worth(verification, sized):
-        assert rewrite.plain is not None
-        finetuned = trains(rewrite.plain)
+        if rewrite.plain is None:
+            told_of_training = "No layer was replaced, so nothing was fine-tuned."
+            work = replace(work, told=f"{work.told} {told_of_training}".strip())
+        else:
+            finetuned = trains(rewrite.plain)
+    if finetuned is not None:
         made = _with_weights(work, made, finetuned.model)
         rewrite, verification = made.rewrite, made.verification
 
@@ -370,7 +375,10 @@ def _held(work: Work, rewrite: Rewrite, planned: Planned | None) -> _Made:
     """Hold a rewritten network against the original."""
     verification = _verified(work, rewrite)
     there = verification is not None and verification.trial.faster
-    found = steps(work, rewrite, verification) if there and verification is not None else None
+    short = "" if planned is None else planned.shortfall
+    found = None
+    if there and verification is not None:
+        found = steps(work, rewrite, verification, short)
     return _Made(rewrite, planned, verification, found)
 
 

@@ -30,11 +30,11 @@ from onnxcp.planning.plan import Numbers, Plan, PlannedModel, Row, plan_choices
 from onnxcp.planning.planner import Choice, Planner
 from onnxcp.planning.search import Attempt, Round, outline, search
 from onnxcp.planning.survey import Surveyed, survey
-from onnxcp.profiling.compare import Batch
+from onnxcp.profiling.compare import Batch, batch_size
 from onnxcp.profiling.environment import describe
 from onnxcp.profiling.timing import Trial
 from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
-from onnxcp.verification import Verification, agreement, batch_size, tolerable
+from onnxcp.verification import Verification, agreement, tolerable, whole_error
 
 _RIVALS = 2  # options of other families to refit as well,
 _NEAR = 2.0  # of which at most so many times the distortion is expected
@@ -223,6 +223,7 @@ def plan_of(
         measured = _numbers(verification.trial.a.median, verification.trial.b.median, rewrite.error)
     kept = None if planned is None else planned.kept
     rows = tuple(row_of(each.site, each.option, each.refusals) for each in rewrite.decisions)
+    work = replace(work, lower=rewrite.lower or work.lower)
     return Plan(**head_of(work, goal, kept), measured=measured, sites=rows)
 
 
@@ -241,7 +242,7 @@ def head_of(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
             **place.versions,
         },
         "goal": goal,
-        "finish": ",".join(map(str, (*work.finish, *((work.lower,) if work.lower else ())))),
+        "finish": ",".join(map(str, (*work.finish, *([work.lower] if work.lower else ())))),
         "predicted": (
             Numbers()
             if forecast is None
@@ -331,7 +332,14 @@ class Builder:
         options = {each.site: each.option for each in rewrite.decisions if each.option is not None}
         built = Choice(options, choice.reached)
         score = None if rewrite.model is None else score_for(self._goal, work, rewrite)
-        return Attempt(rewrite, built, rewrite.error, score)
+        return Attempt(rewrite, built, self._error(rewrite), score)
+
+    def _error(self, rewrite: Rewrite) -> float:
+        """Return the error of a network, as it is deployed where that is what the goal limits."""
+        work = self._work
+        if work.lower is None or self._goal.error is None or rewrite.model is None:
+            return rewrite.error
+        return whole_error(work.differences(work.deployed(rewrite.model)[0]))
 
     def _candidate(self, option: Option, planner: Planner) -> Candidate | None:
         """Decompose for an option; of one that is unfit the planner is told, and there is none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +32,7 @@ from onnxcp.planning.cache import Cache
 from onnxcp.planning.decide import Target, decide
 from onnxcp.planning.menu import Menu, Shapes
 from onnxcp.planning.option import Decision
-from onnxcp.profiling.compare import Batch, OutputDifference
+from onnxcp.profiling.compare import Batch, OutputDifference, first_samples
 from onnxcp.profiling.session import Feeds
 from onnxcp.progress import Progress
 from onnxcp.refit import AsDeployed, refit
@@ -128,7 +127,7 @@ class Work:
 
         def deployed(model: Model, name: str, feeds: Iterator[Batch]) -> Model:
             data = Context(
-                samples=lambda count: list(itertools.islice(feeds, max(1, count // _BATCH))),
+                samples=lambda count: first_samples(feeds, count),
                 machine=self.settings.machine,
             )
             try:
@@ -194,8 +193,10 @@ class Rewrite:
         How they differed before chains were refitted; empty if none were.
     full
         The rewritten network ahead of the pass that lowers its precision; None where none does.
+    lower
+        That pass, as it suits this network; None where none does.
     lowerings
-        What that pass did.
+        What it did.
     """
 
     prepared: Model
@@ -208,6 +209,7 @@ class Rewrite:
     differences: tuple[OutputDifference, ...] = ()
     unfitted: tuple[OutputDifference, ...] = ()
     full: Model | None = None
+    lower: LowerPass | None = None
     lowerings: tuple[PassRecord, ...] = ()
 
     @property
@@ -366,6 +368,6 @@ def _spliced(work: Work, rewrite: Rewrite) -> Rewrite:
 
 
 def some_batches(data: Data, count: int) -> list[Batch]:
-    """Return the first samples in batches that an eighth of them fills."""
-    size = max(1, min(_BATCH, count // 8))
-    return list(itertools.islice(data.batches(size), max(1, count // size)))
+    """Return the first samples, in eight batches at least where there are so many."""
+    size = max(1, min(_BATCH, min(count, len(data)) // 8))
+    return first_samples(data.batches(size), count)

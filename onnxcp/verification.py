@@ -20,7 +20,14 @@ from onnxcp.graph.chain import with_kernel
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
-from onnxcp.profiling.compare import Batch, Infer, OutputDifference, accuracy, compare
+from onnxcp.profiling.compare import (
+    Batch,
+    Infer,
+    OutputDifference,
+    accuracy,
+    batch_size,
+    compare,
+)
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import Feeds, Runner, infer
 from onnxcp.profiling.timing import Trial, paired
@@ -207,11 +214,6 @@ def scorer(feeds: Feeds, labelled: Data | None, evaluate: Evaluate | None) -> Sc
         return accuracy(_infer(session), data.batches(batch_size(feeds)), labels)
 
     return score
-
-
-def batch_size(feeds: Feeds) -> int:
-    """Return how many samples feeds hold."""
-    return max((len(value) for value in feeds.values() if value.ndim), default=1)
 
 
 def _infer(session: ort.InferenceSession) -> Infer:

@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.floating[Any]]
 _DEFAULT_DOMAIN = ("", "ai.onnx")
 _OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _FUSED = {"FusedConv", "FusedGemm", "FusedMatMul", "TransposeMatMul", "NhwcConv"}
+_GIVE_FLOAT = "give the float model, and --precision int8"
 _QUANTIZED = {
     "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "QAttention",
     "MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat",
@@ -218,9 +219,7 @@ def _examine(name: str, index: int, node: onnx.NodeProto, view: GraphView) -> Si
         return Refusal(name, reason, detail)
 
     if node.op_type in _QUANTIZED:
-        return refuse(
-            Reason.QUANTIZED, f"{node.op_type} is quantized already; give the float model"
-        )
+        return refuse(Reason.QUANTIZED, f"{node.op_type} is quantized already; {_GIVE_FLOAT}")
     if node.domain not in _DEFAULT_DOMAIN or node.op_type in _FUSED:
         kind = f"{node.domain}.{node.op_type}"
         return refuse(Reason.UNKNOWN_DOMAIN, f"operator {kind} is not one of standard ONNX")
@@ -287,7 +286,7 @@ def _refuse_weight(name: str, node: onnx.NodeProto, view: GraphView) -> Refusal:
     weight = node.input[1]
     producer = view.producer(weight)
     if producer is not None and producer.op_type == "DequantizeLinear":
-        detail = "its weight is quantized (DequantizeLinear); give the float model"
+        detail = f"its weight is quantized (DequantizeLinear); {_GIVE_FLOAT}"
         return Refusal(name, Reason.QUANTIZED, detail)
     if weight in view.sparse_initializers:
         detail = f"its weight '{weight}' is a sparse initializer"

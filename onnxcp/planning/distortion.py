@@ -24,13 +24,12 @@ from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
 from onnxcp.planning.cache import Cache
 from onnxcp.planning.offer import Offer, anchors
-from onnxcp.profiling.compare import Batch, compare
+from onnxcp.profiling.compare import Batch, batch_size, compare
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import infer
 from onnxcp.progress import Progress, silent
 from onnxcp.refit.regression import metric
 from onnxcp.refit.stops import bias_of, observe_stop, stored_bias
-from onnxcp.verification import batch_size
 
 _ROWS = 8_000  # rows to look at, where a fit would take many more
 _PER_ENTRY = 3  # and for every entry of a patch

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import onnx
 
 from onnxcp.graph.model import Model
+from onnxcp.precision.amend import label_nodes
 from onnxcp.precision.half import to_half
-from onnxcp.precision.qdq import label_nodes, quantize, raise_opset
+from onnxcp.precision.qdq import quantize, raise_opset
 from onnxcp.precision.ranges import assumed
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 
 from onnxcp.graph.model import Model
+from onnxcp.graph.walk import names_captured
 from onnxcp.precision.watch import channel_maxima
 from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.machine import Machine
@@ -98,7 +99,7 @@ def _pairs(graph: onnx.GraphProto) -> list[_Pair]:
     shapes = {each.name: tuple(each.dims) for each in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in (*node.input, *names_captured(node)):
             readers.setdefault(name, []).append(node)
     for output in graph.output:
         readers.setdefault(output.name, []).append(onnx.NodeProto())

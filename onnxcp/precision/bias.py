@@ -15,7 +15,8 @@ import numpy.typing as npt
 import onnx
 
 from onnxcp.graph.model import Model
-from onnxcp.precision.qdq import WEIGHTED
+from onnxcp.graph.walk import names_captured
+from onnxcp.precision.amend import WEIGHTED
 from onnxcp.precision.watch import channel_means
 from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.machine import Machine
@@ -78,8 +79,10 @@ def _layers(graph: onnx.GraphProto) -> dict[str, str]:
     floats = {each.name for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT}
     uses: dict[str, int] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in (*node.input, *names_captured(node)):
             uses[name] = uses.get(name, 0) + 1
+    for output in graph.output:
+        uses[output.name] = uses.get(output.name, 0) + 1
     return {
         node.name: node.input[2]
         for node in graph.node

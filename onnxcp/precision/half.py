@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 
+from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model
 from onnxcp.precision.foreign import foreign
 
@@ -21,13 +23,21 @@ def to_half(model: Model, *, keep_interface: bool = True) -> Model:
     Raises
     ------
     ModelError
-        If the converter cannot convert it.
+        If the converter cannot convert it, or a weight is too large.
     """
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            most = np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0.0)
+            if most > np.finfo(np.float16).max:
+                raise ModelError(
+                    f"'{model.name}' cannot be converted to float16: '{tensor.name}' holds "
+                    f"{most:.3g}, and {np.finfo(np.float16).max:g} is the largest there."
+                )
     with foreign(f"'{model.name}' cannot be converted to float16"):
         converted = convert_float_to_float16(proto, keep_io_types=keep_interface)
     sorted_ = ONNXModel(converted)  # casts come last, where they are not allowed to be

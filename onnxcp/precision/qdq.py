@@ -8,6 +8,8 @@ documentation advises for CPUs.
 
 from __future__ import annotations
 
+import glob
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -17,6 +19,7 @@ import numpy as np
 import onnx
 
 from onnxcp.graph.model import Model
+from onnxcp.precision.amend import amend, label_nodes
 from onnxcp.precision.foreign import foreign
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -32,17 +35,16 @@ OPERATORS = (
 Outputs such as probabilities stay float, and so does what computes them (Softmax, Sigmoid).
 """
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
 _OPSET = 13  # from which on a scale may be one of a channel
 
 
 def prepare(model: Model) -> Model:
     """Make a network ready to be quantized: what it computes stays the same.
 
-    Constants are folded, shapes inferred, nodes named. The opset is raised to 13 if it is lower,
-    since scales of single channels need it. Weights that are graph inputs with a default cannot be
-    overridden any more.
+    Constants are folded, shapes inferred, nodes named, and what the quantizer gets wrong is written
+    otherwise (`onnxcp.precision.amend`). The opset is raised to 13 if it is lower, since scales of
+    single channels need it. Weights that are graph inputs with a default cannot be overridden any
+    more.
 
     Raises
     ------
@@ -68,6 +70,7 @@ def prepare(model: Model) -> Model:
         quant_pre_process(source, made, skip_symbolic_shape=True)
         prepared = onnx.load(made)
     label_nodes(prepared)
+    amend(prepared.graph)
     for field in ("doc_string", "producer_name", "producer_version", "domain", "model_version"):
         setattr(prepared, field, getattr(model.proto, field))
     prepared.metadata_props.extend(
@@ -105,7 +108,7 @@ def quantize(
     kept = [
         each.name
         for each in model.proto.graph.node
-        if any(fnmatchcase(each.name, pattern) for pattern in patterns)
+        if matches(each.name, patterns) or _is_beyond_it(each)
     ]
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
@@ -126,6 +129,16 @@ def quantize(
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     return model.with_proto(quantizer.model.model)
+
+
+def exactly(name: str) -> str:
+    """Return a pattern without spaces that matches a name, and hardly anything else."""
+    return re.sub(r"\s", "?", glob.escape(name))
+
+
+def matches(name: str, keep: Iterable[str]) -> bool:
+    """Tell whether a node of some name stays float."""
+    return any(fnmatchcase(name, pattern) for pattern in keep)
 
 
 def activations(model: Model) -> list[str]:
@@ -171,13 +184,7 @@ def raise_opset(model: Model) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(proto, _OPSET)
 
 
-def label_nodes(proto: onnx.ModelProto) -> None:
-    """Name the nodes that have no name: the quantizer knows nodes by theirs."""
-    used = {node.name for node in proto.graph.node}
-    for number, node in enumerate(proto.graph.node):
-        if not node.name:
-            name = f"{node.op_type}_{number}"
-            while name in used:
-                name += "_"
-            node.name = name
-            used.add(name)
+def _is_beyond_it(node: onnx.NodeProto) -> bool:
+    """Tell whether the quantizer fails: at a transposed convolution of groups with a bias."""
+    groups = next((each.i for each in node.attribute if each.name == "group"), 1)
+    return node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2

@@ -8,12 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxcp.graph.model import Model
+from onnxcp.precision.amend import WEIGHTED
 from onnxcp.precision.balance import balance
 from onnxcp.precision.bias import correct_biases
 from onnxcp.precision.processor import saturates
-from onnxcp.precision.qdq import WEIGHTED, Ranges, prepare, quantize
+from onnxcp.precision.qdq import (
+    Ranges,
+    activations,
+    exactly,
+    matches,
+    prepare,
+    quantize,
+)
 from onnxcp.precision.ranges import METHODS, assumed, calibrate
-from onnxcp.profiling.compare import Batch
+from onnxcp.profiling.compare import Batch, first_samples
 from onnxcp.profiling.machine import Machine, watch
 from onnxcp.profiling.session import Runner
 from onnxcp.profiling.timing import paired
@@ -24,6 +32,7 @@ _SUSPECTS = 12  # layers that are tried in float
 _WORTH = 0.25  # share of the squared error that a layer must be the reason for to stay float,
 _COST = 1.05  # at most so many times the time
 _KEPT = 4
+_NAMED = 3  # inputs to name; exporters made all weights of a network inputs once
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Recipe:
     method
         How ranges are found: one of `onnxcp.precision.ranges.METHODS`.
     keep
-        Names of nodes that stay float, as patterns of a shell.
+        Names of nodes that stay float, as patterns of a shell (`qdq.exactly`).
     balanced
         Whether ranks between convolutions in a row are scaled first.
     corrected
@@ -76,8 +85,16 @@ def lower(
     notes = [f"ranges by {recipe.method}"]
     if model.opset != prepared.opset:
         notes.append(f"opset raised from {model.opset} to {prepared.opset}, which int8 needs")
-    if recipe.keep:
-        notes.append(f"in float: {', '.join(recipe.keep)}")
+    gone = sorted(_inputs(model) - _inputs(prepared))
+    if gone:
+        some = ", ".join(gone[:_NAMED]) + (
+            f" and {len(gone) - _NAMED} more" if gone[_NAMED:] else ""
+        )
+        notes.append(f"no inputs any more, since they had a default: {some}")
+    nodes = (node.name for node in prepared.proto.graph.node if node.op_type in WEIGHTED)
+    kept = [name for name in nodes if matches(name, recipe.keep)]
+    if kept:
+        notes.append(f"in float: {', '.join(kept)}")
     if recipe.balanced:
         progress("balancing factors")
         prepared, count = balance(prepared, batches, machine)
@@ -88,7 +105,9 @@ def lower(
     quantized = _quantizer(ranges, recipe.keep)
     if recipe.corrected:
         progress("correcting biases")
-        prepared = correct_biases(prepared, quantized, _few(batches, _BIAS_SAMPLES), machine)
+        prepared = correct_biases(
+            prepared, quantized, first_samples(batches, _BIAS_SAMPLES), machine
+        )
     return quantized(prepared), tuple(notes)
 
 
@@ -104,6 +123,7 @@ def tune(
     batches: Sequence[Batch],
     machine: Machine,
     progress: Progress = lambda _: None,
+    methods: Sequence[str] = METHODS,
 ) -> Recipe:
     """Choose how ranges are found, and which layers stay float, by what held-out samples say.
 
@@ -123,6 +143,8 @@ def tune(
         Where to run them.
     progress
         Called with what is being done.
+    methods
+        Of finding ranges, to choose from.
 
     Raises
     ------
@@ -134,7 +156,10 @@ def tune(
     prepared = prepare(model)
     if recipe.balanced:
         prepared, _ = balance(prepared, fitted, machine)
-    outputs = [each.name for each in prepared.proto.graph.output]
+    floats = set(activations(prepared))
+    outputs = [each.name for each in prepared.proto.graph.output if each.name in floats]
+    if not outputs:  # words or sequences: nothing to measure a distance of
+        return recipe
     wanted = list(watch(prepared, outputs, judged, machine))
 
     def error(candidate: Model) -> float:
@@ -144,7 +169,7 @@ def tune(
 
     errors: dict[str, tuple[float, Ranges]] = {}
     ranges: Ranges
-    for method in METHODS:
+    for method in methods:
         progress(f"ranges by {method}")
         ranges = calibrate(prepared, fitted, method)
         errors[method] = error(_quantizer(ranges, recipe.keep)(prepared)), ranges
@@ -155,16 +180,16 @@ def tune(
     due = {}
     for name in _suspects(prepared, quantized, judged, machine):
         progress(f"{name} in float")
-        due[name] = 1 - error(_quantizer(ranges, [*kept, name])(prepared)) / (worst or 1.0)
+        due[name] = 1 - error(_quantizer(ranges, [*kept, exactly(name)])(prepared)) / (worst or 1.0)
     for name in sorted(due, key=lambda each: -due[each])[:_KEPT]:
         if due[name] < _WORTH:
             break
-        with_it = _quantizer(ranges, [*kept, name])(prepared)
+        with_it = _quantizer(ranges, [*kept, exactly(name)])(prepared)
         now = error(with_it)
         if now > (1 - _WORTH) * worst or _slower(quantized, with_it, judged[0], machine):
             continue
         worst, quantized = now, with_it
-        kept.append(name)
+        kept.append(exactly(name))
     return replace(recipe, method=method, keep=tuple(kept))
 
 
@@ -173,6 +198,10 @@ def _quantizer(ranges: Ranges, keep: Sequence[str]) -> Callable[[Model], Model]:
         return quantize(model, ranges, keep=keep, reduce_range=saturates())
 
     return quantizer
+
+
+def _inputs(model: Model) -> set[str]:
+    return {each.name for each in model.proto.graph.input}
 
 
 def _suspects(
@@ -207,14 +236,3 @@ def _distance(got: Sequence[Batch], wanted: Sequence[Batch]) -> float:
             total += float(np.sum((one[name] - exact) ** 2))
             whole += float(np.sum(exact**2))
     return total / (whole or 1.0) if np.isfinite(total) else np.inf
-
-
-def _few(batches: Sequence[Batch], count: int) -> list[Batch]:
-    """Return the first batches that hold so many samples together."""
-    found: list[Batch] = []
-    for batch in batches:
-        if count <= 0:
-            break
-        found.append(batch)
-        count -= max((len(value) for value in batch.values() if value.ndim), default=1)
-    return found

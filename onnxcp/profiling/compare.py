@@ -17,6 +17,23 @@ Batch = Mapping[str, Array]
 #: Runs a model on one batch and returns its outputs in a fixed order.
 Infer = Callable[[Batch], Sequence[Array]]
 
+
+def batch_size(feeds: Batch) -> int:
+    """Return how many samples feeds hold."""
+    return max((len(value) for value in feeds.values() if value.ndim), default=1)
+
+
+def first_samples(batches: Iterable[Batch], count: int) -> list[Batch]:
+    """Return the first batches that hold so many samples together."""
+    found: list[Batch] = []
+    for batch in batches:
+        if count <= 0:
+            break
+        found.append(batch)
+        count -= batch_size(batch)
+    return found
+
+
 # More classes than this are a vocabulary or an embedding, not a classification.
 _MAX_CLASSES = 100_000
 

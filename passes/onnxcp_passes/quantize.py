@@ -12,13 +12,12 @@ What the network reads and makes stays float.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from onnxcp.errors import PassError
 from onnxcp.graph.model import Model
 from onnxcp.passes import Context, LowerPass, PassResult
 from onnxcp.precision.alone import open_end
-from onnxcp.precision.qdq import is_quantized
+from onnxcp.precision.qdq import is_quantized, matches
 from onnxcp.precision.ranges import METHODS
 from onnxcp.precision.recipe import Recipe, lower, stand_in, tune
 
@@ -74,13 +73,22 @@ class Quantize(LowerPass):
         found = tune(model, self._recipe, batches, context.machine, context.progress)
         return replace(self, method=found.method, keep=" ".join(found.keep))
 
+    def retuned(self, model: Model, context: Context) -> Quantize:
+        """Choose the layers that stay float anew; how ranges are found stays."""
+        batches = context.batches(self.name, self.samples)
+        recipe = replace(self._recipe, keep=())
+        found = tune(
+            model, recipe, batches, context.machine, context.progress, methods=(self.method,)
+        )
+        return replace(self, keep=" ".join(found.keep))
+
     def stand_in(self, model: Model) -> Model:
         """Quantize to ranges that are made up, on which time does not depend."""
         return stand_in(model, tuple(self.keep.split()))
 
     def part(self, model: Model, name: str, context: Context) -> Model:
         """Quantize a layer by itself, but for what it puts out, which its reader quantizes."""
-        if any(fnmatchcase(name, pattern) for pattern in self.keep.split()):
+        if matches(name, self.keep.split()):
             return model
         return open_end(self.run(model, context).model)
 

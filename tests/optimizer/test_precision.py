@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from onnxcp.optimizer import make_plan
 from onnxcp.passes import Context, LowerPass, find_pass
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.plan import load_plan, save_plan
-from onnxcp.precision.qdq import is_quantized
+from onnxcp.precision import recipe
+from onnxcp.precision.qdq import exactly, is_quantized
+from onnxcp.precision.recipe import Recipe
 from onnxcp.profiling.machine import Machine
 from onnxcp.refit import PREFIXES, RefitSettings
 from onnxcp.reporting.facts import notes
@@ -64,12 +67,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
     return made
 
 
-def optimized(data: Any = DATA, machine: Machine = INT8, **options: Any) -> Optimized:
+def optimized(
+    data: Any = DATA, machine: Machine = INT8, evaluate: Any = None, **options: Any
+) -> Optimized:
     usual = {
         "round_to": 1, "cached": False, "families": ("channel-svd",), "nodes": "two",
         "goal": Goal(macs=0.5),
     }  # fmt: skip
-    return optimize(network(), Settings(**{**usual, "machine": machine, **options}), data=data)
+    settings = Settings(**{**usual, "machine": machine, **options})
+    return optimize(network(), settings, data=data, evaluate=evaluate)
+
+
+def result_session(result: Optimized) -> Any:
+    return Machine(intra_op_num_threads=1).open(result.model)
 
 
 class TestTogether:
@@ -203,6 +213,67 @@ class TestNeverSlower:
         assert result.steps[0].name == "int8 alone"
 
 
+class TestGoalsOfLoss:
+    """What is deployed is held against them, and not what it was made from."""
+
+    def test_an_error_that_int8_exceeds_keeps_float(self, clock: Clockwork) -> None:
+        result = optimized(goal=Goal(max_error=0.002))
+        assert result.precision == "fp32"
+        assert "Int8 alone has an error of the outputs of 0.0" in result.told
+        assert result.told.endswith("so fp32 is kept.")
+        assert [step.name for step in result.steps] == ["int8 alone"]
+        exact, got = (run(each, DATA)[0] for each in (network(), result.model))
+        assert difference(got, exact) <= 0.002
+
+    def test_an_error_that_it_keeps_to_counts_rounding(self, clock: Clockwork) -> None:
+        result = optimized(goal=Goal(max_error=0.05))
+        assert result.precision == "int8"
+        assert result.improved
+        exact, got = (run(each, DATA)[0] for each in (network(), result.model))
+        found = difference(got, exact)
+        assert found <= 0.05
+        assert result.planned is not None
+        assert result.planned.kept is not None
+        assert result.planned.kept.error == pytest.approx(found, rel=0.3)
+
+    def test_a_score_that_it_misses_keeps_float(self, clock: Clockwork) -> None:
+        exact = run(network(), DATA)[0]
+
+        def score(session: Any) -> float:
+            return 1 - 20 * difference(session.run(None, DATA)[0], exact)
+
+        result = optimized(goal=Goal(max_accuracy_drop=0.01), evaluate=score)
+        assert result.precision == "fp32"
+        assert result.improved
+        assert "Int8 alone has a score of 0." in result.told
+        assert score(result_session(result)) >= 0.99
+
+
+class TestLayersInFloat:
+    def test_are_chosen_for_the_chains_and_not_for_what_they_replace(
+        self, clock: Clockwork, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = []
+        plain = recipe.tune
+
+        def tune(model: Model, *args: Any, **kwargs: Any) -> Recipe:
+            found = plain(model, *args, **kwargs)
+            names = [n.name for n in model.proto.graph.node if n.op_type == "Conv"]
+            seen.append((names, kwargs.get("methods")))
+            return replace(found, keep=(exactly(names[-1]),) if len(names) == 3 else ())
+
+        monkeypatch.setattr("onnxcp_passes.quantize.tune", tune)
+        result = optimized()
+        (first, every), (second, one) = seen
+        assert (len(first), len(second)) == (2, 3)
+        assert every is None
+        assert one is not None
+        assert len(one) == 1
+        assert any(f"in float: {second[-1]}" in each for each in result.steps[-1].notes)
+        assert result.plan is not None
+        assert f'keep="{second[-1]}"' in result.plan.finish
+
+
 class TestErrors:
     def test_without_samples(self) -> None:
         with pytest.raises(OnnxcpError, match=r"needs samples .*: give --calibration-data"):
@@ -217,6 +288,10 @@ class TestErrors:
         proto = conv_model(dtype=np.float16)
         with pytest.raises(OnnxcpError, match=r"'tiny' is of float16, .*: give it in float32"):
             optimize(proto, Settings(machine=INT8, cached=False), data=feeds_for(proto))
+
+    def test_of_a_prefix_that_is_not_deployed(self) -> None:
+        with pytest.raises(OnnxcpError, match=r"only on the way to a lower precision: give --pr"):
+            optimized(machine=Machine(), refit=RefitSettings(prefix="deployed"))
 
     def test_beside_passes(self) -> None:
         with pytest.raises(OnnxcpError, match="let them end with that for int8"):

@@ -14,7 +14,8 @@ from onnxcp.graph.splice import splice
 from onnxcp.passes import find_pass
 from onnxcp.planning.latency import SiteBench, with_random_weights
 from onnxcp.precision.alone import at_precision, open_end, random_input
-from onnxcp.precision.qdq import label_nodes, quantize, raise_opset
+from onnxcp.precision.amend import label_nodes
+from onnxcp.precision.qdq import quantize, raise_opset
 from onnxcp.precision.ranges import assumed
 from onnxcp.profiling.machine import PRECISIONS, Machine
 from tests.networks import conv_model, only_site, operators, run
