@@ -30,14 +30,17 @@ from onnxcp.profiling.compare import (
 )
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import Feeds, Runner, infer
-from onnxcp.profiling.timing import Trial, paired
+from onnxcp.profiling.timing import Trial, of_sessions, paired
 
 Evaluate = Callable[[ort.InferenceSession], float]
 Score = Callable[[ort.InferenceSession], float]
 
+SESSIONS = 3
+
 _ROUNDS = 30
-_MIN_SECONDS = 2.0
-_MAX_SECONDS = 30.0
+_MIN_SECONDS = 0.8
+_MAX_SECONDS = 12.0
+_REWRITTEN = "the rewritten network"
 
 _ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4, "float64": 1e-10}
 
@@ -171,25 +174,25 @@ def verify(
     baseline
         What it gave for the original.
     """
-    a = machine.open(original)
-    b = machine.open(rewritten, label="the rewritten network")
-    scores = None if score is None or baseline is None else (baseline, score(b))
-    return Verification(differences, scores, _timed(a, b, feeds))
+    scores = None
+    if score is not None and baseline is not None:
+        scores = baseline, score(machine.open(rewritten, label=_REWRITTEN))
+    return Verification(differences, scores, time(original, rewritten, machine, feeds))
 
 
 def time(first: Model, second: Model, machine: Machine, feeds: Feeds) -> Trial:
-    """Time two networks (a, b) as `verify` does."""
-    return _timed(machine.open(first), machine.open(second, label="the rewritten network"), feeds)
+    """Time two networks (a, b) in turns, in a few sessions of both; as `of_sessions` sums up."""
 
+    def trial(*sessions: ort.InferenceSession) -> Trial:
+        a, b = (Runner(session, feeds).run for session in sessions)
+        return paired(a, b, rounds=_ROUNDS, min_seconds=_MIN_SECONDS, max_seconds=_MAX_SECONDS)
 
-def _timed(a: ort.InferenceSession, b: ort.InferenceSession, feeds: Feeds) -> Trial:
-    return paired(
-        Runner(a, feeds).run,
-        Runner(b, feeds).run,
-        rounds=_ROUNDS,
-        min_seconds=_MIN_SECONDS,
-        max_seconds=_MAX_SECONDS,
+    pairs = zip(
+        machine.sessions(first, SESSIONS),
+        machine.sessions(second, SESSIONS, label=_REWRITTEN),
+        strict=True,
     )
+    return of_sessions([trial(*pair) for pair in pairs])
 
 
 def scorer(feeds: Feeds, labelled: Data | None, evaluate: Evaluate | None) -> Score | None:

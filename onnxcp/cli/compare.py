@@ -152,6 +152,8 @@ def _compare_profiles(terminal: Terminal, a: Path, b: Path, *, as_json: bool) ->
         raise click.UsageError(f"{option} has no say where two profiles are compared.")
     first, second = profiles.read_profile(a), profiles.read_profile(b)
     changes = profiles.compare_profiles(first, second)
+    for name, each in (("a", first), ("b", second)):
+        terminal.say(f"{name}: {each.model}, {each.environment.precision}")
     terminal.show(tables.saved(changes))
     terminal.show(tables.saved_costs(changes))
     for change in changes:

@@ -22,6 +22,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PRECISIONS = ("fp32", "fp16", "int8")  # those of a machine, which takes long to import
 SCOPES = ("all", "factorised", "none")
 TARGETS = ("auto", "linear")
+MOST_THREADS = 1024
+"""Within a node: beyond that a mistyped number would bring a machine to a halt."""
 PREFIXES = ("full", "deployed")
 """Those of `onnxcp.refit`, which is not imported for the help."""
 
@@ -113,7 +115,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--intra-op-num-threads",
-        type=click.IntRange(0),
+        type=click.IntRange(0, MOST_THREADS),
         default=0,
         metavar="N",
         help="Threads within a node. By default ONNX Runtime chooses.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxcp.cli.options import (
+    MOST_THREADS,
     PATH,
     input_shapes_option,
     json_option,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def thread_counts(text: str) -> tuple[int, ...]:
     """Parse numbers of threads, of which 0 leaves the choice to ONNX Runtime."""
-    return _numbers(text, 0)
+    return _numbers(text, 0, MOST_THREADS)
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
@@ -35,13 +36,16 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     return _numbers(text, 1) if text else ()
 
 
-def _numbers(text: str, least: int) -> tuple[int, ...]:
+def _numbers(text: str, least: int, most: int | None = None) -> tuple[int, ...]:
     items = [item.strip() for item in text.split(",")]
     if not all(item.isdecimal() and int(item) >= least for item in items):
         raise click.BadParameter(
             f"'{text}' is no list of whole numbers from {least} on; write such as 1,8."
         )
-    return tuple(dict.fromkeys(map(int, items)))
+    found = tuple(dict.fromkeys(map(int, items)))
+    if most is not None and max(found) > most:
+        raise click.BadParameter(f"{max(found)} is more than {most}.")
+    return found
 
 
 @click.command(short_help="Time a model, alone or against another.")

@@ -29,10 +29,10 @@ def report(terminal: Terminal, record: Path, *, output: Path | None, force: bool
     """
     from onnxcp.cli.outputs import check_outputs
     from onnxcp.files import write_text
-    from onnxcp.reporting.html import render
-    from onnxcp.reporting.saved import load_page
+    from onnxcp.reporting.saved import rendered
 
+    page = rendered(record)
     target = output or record.with_suffix(".html")
     check_outputs({"the report": target}, {"the record": record}, force=force)
-    write_text(target, render(load_page(record)))
+    write_text(target, page)
     terminal.wrote(target, "the report")

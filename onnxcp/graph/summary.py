@@ -89,7 +89,7 @@ def node_macs(node: onnx.NodeProto, view: GraphView, shapes: Shapes) -> int | No
         case "ConvTranspose":
             return math.prod(weight[1:]) * math.prod(data[1:])
         case "Gemm":
-            return math.prod(weight)
+            return math.prod(weight)  # of one row of the output, wherever rows are in the input
         case _:
             inner = data[-1]
             return inner * math.prod(output) // (data[0] if len(data) > 1 else 1)

@@ -252,6 +252,8 @@ def _flops(model: Model, feeds: Feeds, machine: Machine) -> dict[str, float]:
     for node in graph.node:
         macs = node_macs(node, view, shapes)
         if macs is not None:
-            data = shapes.get(node.input[0], ())
+            # Of a sample: the first axis, which of a Gemm's output alone is that of its rows.
+            counted = node.output[0] if node.op_type == "Gemm" else node.input[0]
+            data = shapes.get(counted, ())
             found[node.name] = 2.0 * macs * (data[0] if len(data) > 1 else 1)
     return found

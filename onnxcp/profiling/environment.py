@@ -11,6 +11,8 @@ from pathlib import Path
 import onnxruntime
 
 from onnxcp.profiling.machine import Machine
+from onnxcp.profiling.nvidia import device_name
+from onnxcp.profiling.providers import device_of
 
 _PACKAGES = ("onnxcp", "onnx", "onnx-graphsurgeon", "numpy", "scipy")
 
@@ -33,6 +35,8 @@ class Environment:
         In which networks are deployed.
     system
         Operating system and architecture.
+    device
+        The NVIDIA device that networks run on, and its driver; "" if they run elsewhere.
     versions
         Versions by name of package: onnxcp, Python, ONNX Runtime and what else computes.
     """
@@ -44,6 +48,7 @@ class Environment:
     precision: str
     system: str
     versions: dict[str, str]
+    device: str = ""
 
 
 def describe(machine: Machine) -> Environment:
@@ -57,7 +62,13 @@ def describe(machine: Machine) -> Environment:
         precision=machine.precision,
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         versions=_versions(),
+        device=_device(machine),
     )
+
+
+def _device(machine: Machine) -> str:
+    numbers = (device_of(each) for each in machine.providers)
+    return next((device_name(each) for each in numbers if each is not None), "")
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -27,11 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model, save
 from onnxcp.profiling.inputs import Shape, random_feeds
 from onnxcp.profiling.machine import Machine
-from onnxcp.profiling.providers import CUDA, TENSORRT, full_name
+from onnxcp.profiling.nvidia import device_bytes
+from onnxcp.profiling.providers import device_of
 from onnxcp.profiling.session import infer, open_session
 
 _PROCESSES = 3
@@ -121,10 +123,12 @@ def start_fresh(
 
 def measure_here(task: Mapping[str, Any]) -> Fresh:
     """Open and run a network in this process, which must be a fresh one."""
-    on_device = any(full_name(each) in (CUDA, TENSORRT) for each in task["providers"])
+    numbers = (device_of(each) for each in task["providers"])
+    device = next((each for each in numbers if each is not None), None)
     shapes = {name: tuple(shape) for name, shape in task["shapes"].items()}
+    np.random.default_rng(0)  # what makes the feeds is imported now, and does not count
     forget_peak()
-    resident, used = resident_bytes(), device_bytes() if on_device else None
+    resident, used = resident_bytes(), device_bytes(device) if device is not None else None
     start = time.perf_counter()
     session = open_session(
         Path(task["path"]),
@@ -138,7 +142,7 @@ def measure_here(task: Mapping[str, Any]) -> Fresh:
     ran = time.perf_counter()
     for _ in range(_RUNS - 1):
         infer(session, feeds)
-    peak, after = peak_bytes(), device_bytes() if on_device else None
+    peak, after = peak_bytes(), device_bytes(device) if device is not None else None
     return Fresh(
         opened - start,
         ran - made,
@@ -172,16 +176,6 @@ def forget_peak() -> None:
     """Make the peak what is resident now, where the system can do that: imports had one, too."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def device_bytes() -> int | None:
-    """Return how much memory of the first device all processes use; None where nobody tells."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)
-    text = done.stdout.strip()
-    return int(text) * 2**20 if done.returncode == 0 and text.isdecimal() else None
 
 
 def _status(path: Path, key: str) -> int | None:

@@ -136,9 +136,9 @@ def judge(ratio: float, low: float, high: float, margin: float) -> Verdict:
     return Verdict.SAME
 
 
-def widened(interval: tuple[float, float], noise: Noise) -> tuple[float, float] | None:
+def widened(interval: tuple[float, float] | None, noise: Noise) -> tuple[float, float] | None:
     """Return an interval of a time by itself, wider by the drift; None on a busy machine."""
-    if noise.level is Level.BUSY:
+    if interval is None or noise.level is Level.BUSY:
         return None
     low, high = interval
     return low / (1 + noise.drift), high * (1 + noise.drift)

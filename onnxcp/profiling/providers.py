@@ -114,6 +114,13 @@ def full_name(name: str) -> str:
     return _parse(name)[0]
 
 
+def device_of(name: str) -> int | None:
+    """Return the number of the NVIDIA device that a provider runs on; None if it runs elsewhere."""
+    full, options = _parse(name)
+    number = options.get("device_id", "0")
+    return int(number) if full in (CUDA, TENSORRT) and number.isdecimal() else None
+
+
 def short_name(provider: str) -> str:
     """Return what users call a provider: 'cuda' for 'CUDAExecutionProvider'."""
     for short, full in _SHORT.items():

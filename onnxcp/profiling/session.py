@@ -183,7 +183,9 @@ class Runner:
 
 def _bound(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> ort.IOBinding | None:
     """Place feeds in the memory of the first provider; None where that is the host's."""
-    device = _DEVICES.get(session.get_providers()[0])
+    first = session.get_providers()[0]
+    device = _DEVICES.get(first)
+    number = int(session.get_provider_options().get(first, {}).get("device_id", 0))
     strings = any(
         isinstance(value, np.ndarray) and value.dtype.kind in "OUS" for value in feeds.values()
     )
@@ -192,10 +194,10 @@ def _bound(session: ort.InferenceSession, feeds: Mapping[str, Any]) -> ort.IOBin
     binding = session.io_binding()
     for name, value in feeds.items():
         if not isinstance(value, ort.OrtValue):
-            value = ort.OrtValue.ortvalue_from_numpy(value, device, 0)
+            value = ort.OrtValue.ortvalue_from_numpy(value, device, number)
         binding.bind_ortvalue_input(name, value)
     for output in session.get_outputs():
-        binding.bind_output(output.name, device)
+        binding.bind_output(output.name, device, number)
     binding.synchronize_inputs()
     return binding
 

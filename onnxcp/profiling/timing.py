@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -111,13 +111,15 @@ class Latency:
         """Return the time, in seconds, that a share of the runs stays below."""
         return float(np.quantile(self.samples, share))
 
-    def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Return a 95 % bootstrap interval of the median, in seconds.
+    def interval(self, seed: int = 0) -> tuple[float, float] | None:
+        """Return a 95 % bootstrap interval of the median, in seconds; None of too few samples.
 
         Runs that follow each other are alike, so it is not runs that are drawn but stretches of
         consecutive ones, each with its median (batching: Law and Kelton, "Simulation Modeling and
         Analysis", section 9.5.3).
         """
+        if len(self.samples) < MINIMUM:
+            return None
         stretches = np.array_split(np.asarray(self.samples), min(len(self.samples), _STRETCHES))
         medians = np.array([np.median(stretch) for stretch in stretches])
         drawn = np.random.default_rng(seed).integers(0, len(medians), (_RESAMPLES, len(medians)))
@@ -268,6 +270,17 @@ def paired(
         interruptions=interruptions,
     )
     return trial
+
+
+def of_sessions(trials: Sequence[Trial]) -> Trial:
+    """Return the median of trials of several sessions, with an interval that spans all of theirs.
+
+    Where the weights of a session lie in memory stays for its life: what one pair of sessions
+    shows to the percent, the next one may show ten percent off.
+    """
+    middle = sorted(trials, key=lambda trial: trial.ratio)[len(trials) // 2]
+    low, high = min(each.low for each in trials), max(each.high for each in trials)
+    return replace(middle, low=low, high=high)
 
 
 def in_turns(

@@ -102,8 +102,9 @@ def place(result: Optimized, machine: Environment) -> Answer:
     inputs = [f"{name} {units.shape(shape)}" for name, shape in result.shapes.items()]
     return Answer(
         "On what machine?",
-        machine.cpu,
+        machine.device or machine.cpu,
         (
+            *([machine.cpu] if machine.device else []),
             f"{cores}{threads}, {machine.system}",
             f"ONNX Runtime {runtime}, provider {', '.join(machine.providers)}, {result.precision}",
             f"inputs: {', '.join(inputs)}",
@@ -131,6 +132,11 @@ def _judged(result: Optimized, seen: Verification, *, custom: bool) -> str:
         if seen.accuracy[1] < seen.accuracy[0]:
             return f"Deploy it if {one} of {new} in place of {old} is good enough for you"
         return f"Its {what} is no lower, {new} after {old}: nothing speaks against deploying it"
+    if not all(each.finite_a for each in seen.differences):
+        return (
+            "But what the original puts out holds infinite values or NaN on these inputs: compare "
+            "the two on others before you deploy it"
+        )
     agreed = [each.top1_agreement for each in seen.differences if each.top1_agreement is not None]
     if max(each.error for each in seen.differences) > _FAR or min(agreed, default=1.0) < _AGREED:
         more = "samples to refit it to (--calibration-data)"

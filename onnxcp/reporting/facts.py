@@ -222,6 +222,12 @@ def notes(
         for difference in seen.differences
         if difference.finite_a and not difference.finite_b
     ]
+    said += [
+        f"Output '{difference.name}' of the original itself holds infinite values or NaN on these "
+        "inputs; where both networks have the same, that counts as no difference."
+        for difference in seen.differences
+        if not difference.finite_a
+    ]
     return said
 
 

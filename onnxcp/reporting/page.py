@@ -97,7 +97,6 @@ class Page:
     answers: tuple[Answer, ...]
     times: tuple[float, float] | None
     rows: tuple[Row, ...]
-    steps: tuple[StepLine, ...]
     notes: tuple[str, ...]
     scored: str
     goal: str
@@ -118,6 +117,7 @@ class Page:
     recipe: str
     plan: str
     given: tuple[tuple[str, str], ...]
+    steps: tuple[StepLine, ...] = ()  # came later: older records are without
 
 
 def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page:

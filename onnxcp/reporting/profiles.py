@@ -10,20 +10,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from onnxcp.errors import DataError
+from onnxcp.errors import DataError, ProviderError
 from onnxcp.profiling.breakdown import Breakdown, Part
 from onnxcp.profiling.environment import Environment
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.noise import AGREEMENT, Level, Verdict, judge, widened
 from onnxcp.profiling.profile import Row, Setting, Timed
+from onnxcp.profiling.providers import full_name
 from onnxcp.reporting.record import SCHEMA, Record, latency_record, trial_record
 
 KIND = "profile"
 _FIRST_SCHEMA = 3  # with profiles of this form
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""Of a run, as a file has to give them to be read."""
 
 
 def profile_record(
@@ -96,13 +100,13 @@ def throughput(timed: Timed, batch: int | None) -> float:
 class SavedLatency(BaseModel):
     """Statistics of times, in seconds."""
 
-    median: float
-    mean: float
-    p90: float
-    p95: float
-    p99: float
-    minimum: float
-    maximum: float
+    median: Seconds
+    mean: Seconds
+    p90: Seconds
+    p95: Seconds
+    p99: Seconds
+    minimum: Seconds
+    maximum: Seconds
 
 
 class SavedFresh(BaseModel):
@@ -131,10 +135,16 @@ class SavedTimed(BaseModel):
     """What was measured of one network; `interval` is of the median, and null on a busy machine."""
 
     latency: SavedLatency
-    interval: tuple[float, float] | None
+    interval: tuple[Seconds, Seconds] | None
     throughput: float
     fresh: SavedFresh | None
     nodes: SavedNodes | None
+
+
+class SavedNoise(BaseModel):
+    """How noisy the machine was."""
+
+    level: Level
 
 
 class SavedRow(BaseModel):
@@ -145,7 +155,7 @@ class SavedRow(BaseModel):
     batch: int | None
     shapes: dict[str, tuple[int, ...]]
     model: SavedTimed
-    noise: dict[str, Any]
+    noise: SavedNoise
 
     @property
     def setting(self) -> Setting:
@@ -159,6 +169,8 @@ class SavedEnvironment(BaseModel):
     cpu: str
     cores: int
     system: str
+    precision: str = "fp32"
+    device: str = ""
     versions: dict[str, str]
 
 
@@ -191,7 +203,7 @@ def read_profile(path: Path) -> SavedProfile:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"Cannot read '{path}': {error.strerror or error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"'{path}' is no JSON: {str(error).rstrip('.')}.") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise DataError(f"'{path}' is no profile; write one with: onnxcp profile MODEL --json")
@@ -245,13 +257,19 @@ def compare_profiles(a: SavedProfile, b: SavedProfile) -> tuple[Change, ...]:
     DataError
         If there is none.
     """
-    others = {row.setting: row for row in b.rows}
-    pairs = [(row, others[row.setting]) for row in a.rows if row.setting in others]
+    others = {_key(row): row for row in b.rows}
+    pairs = [(row, others[_key(row)]) for row in a.rows if _key(row) in others]
     if not pairs:
         raise DataError(
             f"The profiles have no setting in common: the first has {_settings(a)}, the second "
             f"{_settings(b)}."
         )
+    for first, second in pairs:
+        if first.shapes != second.shapes:
+            raise DataError(
+                f"The profiles are of inputs of different shapes: {_shapes(first)}, and "
+                f"{_shapes(second)}."
+            )
     same = not differences_of_machine(a, b)
     return tuple(_change(first, second, same=same) for first, second in pairs)
 
@@ -282,6 +300,7 @@ def differences_of_machine(a: SavedProfile, b: SavedProfile) -> list[str]:
     """Say in what the machines of two profiles differ so that times are no matter of the models."""
     pairs = (
         ("processor", a.environment.cpu, b.environment.cpu),
+        ("device", a.environment.device or "none", b.environment.device or "none"),
         ("cores", a.environment.cores, b.environment.cores),
         ("system", a.environment.system, b.environment.system),
         *(
@@ -295,11 +314,28 @@ def differences_of_machine(a: SavedProfile, b: SavedProfile) -> list[str]:
 def _change(a: SavedRow, b: SavedRow, *, same: bool) -> Change:
     ratio = a.model.latency.median / b.model.latency.median
     first, second = a.model.interval, b.model.interval
-    if first is None or second is None or Level.BUSY in (a.noise["level"], b.noise["level"]):
+    if first is None or second is None or Level.BUSY in (a.noise.level, b.noise.level):
         return Change(a, b, ratio, None, Verdict.REFUSED)
     interval = first[0] / second[1], first[1] / second[0]
     verdict = judge(ratio, *interval, AGREEMENT) if same else Verdict.REFUSED
     return Change(a, b, ratio, interval, verdict)
+
+
+def _key(row: SavedRow) -> tuple[tuple[str, ...], int, int | None]:
+    """Return what rows have in common that are compared; `cpu` is a short name of a provider."""
+    return tuple(map(_named, row.providers)), row.threads, row.batch
+
+
+def _named(provider: str) -> str:
+    name, *options = provider.split("{", 1)
+    try:
+        return "{".join((full_name(name), *options))
+    except ProviderError:  # one that is not known here
+        return provider
+
+
+def _shapes(row: SavedRow) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in row.shapes.items())
 
 
 def _settings(profile: SavedProfile) -> str:

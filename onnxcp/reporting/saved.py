@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from onnxcp.errors import RecordError
+from onnxcp.reporting.html import render
 from onnxcp.reporting.page import Page
 from onnxcp.reporting.record import SCHEMA
 
@@ -39,6 +40,24 @@ def load_page(path: Path) -> Page:
         where = ".".join(map(str, ("report", *first["loc"])))
         said = first["msg"][:1].lower() + first["msg"][1:]
         raise RecordError(f"'{path}' {_HOW}: in '{where}', {said}.") from error
+
+
+def rendered(path: Path) -> str:
+    """Return the page that is kept in a record as HTML.
+
+    Raises
+    ------
+    RecordError
+        As `load_page`, or if what it tells cannot be drawn: numbers that contradict each other.
+    """
+    page = load_page(path)
+    try:
+        text = render(page)
+        text.encode()
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        said = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise RecordError(f"'{path}' {_HOW}: its report cannot be drawn ({said}).") from error
+    return text
 
 
 def _parsed(path: Path) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -258,7 +259,8 @@ class TestSaved:
     @pytest.fixture
     def saved(self, onnxcp: Run, model: Path) -> Path:
         path = model.with_name("a.json")
-        path.write_text(onnxcp("profile", model, *FEW, "--per-node", "--json", "-q").out)
+        many = "--iterations", "30"
+        path.write_text(onnxcp("profile", model, *FEW, *many, "--per-node", "--json", "-q").out)
         return path
 
     def scaled(self, saved: Path, factor: float) -> Path:
@@ -297,6 +299,60 @@ class TestSaved:
         done = onnxcp("compare", saved, other)
         assert done.code == 0
         assert "Which is faster is not said, for the machines differ in processor" in done.err
+
+    def changed(self, saved: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+        content = json.loads(saved.read_text())
+        change(content)
+        path = saved.with_name("changed.json")
+        path.write_text(json.dumps(content))
+        return path
+
+    def test_says_what_the_two_are_of(self, onnxcp: Run, saved: Path) -> None:
+        other = self.changed(saved, lambda c: c.update(model="other.onnx"))
+        done = onnxcp("compare", saved, other)
+        assert "net.onnx, fp32" in done.err
+        assert "b: other.onnx, fp32" in done.err
+
+    def test_other_inputs(self, onnxcp: Run, saved: Path) -> None:
+        other = self.changed(saved, lambda c: c["rows"][0]["shapes"].update(x=[1, 1, 9, 9]))
+        done = onnxcp("compare", saved, other)
+        assert done.code == 2
+        assert "of inputs of different shapes: " in done.err
+        assert "x 1x1x9x9" in done.err
+
+    def test_a_provider_by_its_other_name(self, onnxcp: Run, saved: Path) -> None:
+        full = ["CPUExecutionProvider"]
+        other = self.changed(saved, lambda c: c["rows"][0].update(providers=full))
+        assert onnxcp("compare", saved, other).code == 0
+
+    def test_too_few_runs(self, onnxcp: Run, saved: Path, model: Path) -> None:
+        few = saved.with_name("few.json")
+        few.write_text(onnxcp("profile", model, *FEW, "--iterations", "1", "--json", "-q").out)
+        done = onnxcp("compare", saved, few)
+        assert done.code == 0
+        assert "refused" in done.err
+
+    @pytest.mark.parametrize("median", [0, -1.0, float("nan"), None])
+    def test_times_that_are_none(self, onnxcp: Run, saved: Path, median: float | None) -> None:
+        def change(content: dict[str, Any]) -> None:
+            content["rows"][0]["model"]["latency"]["median"] = median
+
+        done = onnxcp("compare", saved, self.changed(saved, change))
+        assert done.code == 2
+        assert "is damaged: rows.0.model.latency.median" in done.err
+
+    def test_without_its_noise(self, onnxcp: Run, saved: Path) -> None:
+        other = self.changed(saved, lambda c: c["rows"][0].update(noise={}))
+        done = onnxcp("compare", saved, other)
+        assert done.code == 2
+        assert "rows.0.noise.level" in done.err
+
+    def test_nested_too_deeply(self, onnxcp: Run, saved: Path) -> None:
+        deep = saved.with_name("deep.json")
+        deep.write_text('{"a":' * 100_000)
+        done = onnxcp("compare", saved, deep)
+        assert done.code == 2
+        assert "is no JSON" in done.err
 
     def test_a_profile_and_a_model(self, onnxcp: Run, saved: Path, model: Path) -> None:
         done = onnxcp("compare", saved, model)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,20 @@ def test_what_is_no_record(onnxcp: Run, tmp_path: Path, content: str | None, sai
     assert said in done.err
     assert len(done.err.splitlines()) == 1
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_name_of_no_file(onnxcp: Run, name: str) -> None:
+    done = onnxcp("report", name)
+    assert done.code == 2
+    assert "directory" in done.err or "There is no file" in done.err
+
+
+def test_numbers_that_contradict_each_other(onnxcp: Run, record: Path) -> None:
+    content = json.loads(record.read_text())
+    content["report"]["times"] = [0, 0]
+    record.write_text(json.dumps(content))
+    done = onnxcp("report", record)
+    assert done.code == 2
+    assert "its report cannot be drawn (" in done.err
+    assert not record.with_suffix(".html").exists()

@@ -112,6 +112,14 @@ class TestBreakDown:
         found = break_down(load(model), feeds, ONE, iterations=2)
         assert {part.name: part.flops for part in found.sites}["mm"] == 2 * 3 * 6 * 5
 
+    @pytest.mark.parametrize("turned", [0, 1])
+    def test_rows_of_a_product_are_those_of_its_output(self, turned: int) -> None:
+        node = helper.make_node("Gemm", ["x", "w"], ["y"], name="fc", transA=turned)
+        shape = (6, 3) if turned else (3, 6)
+        model = model_of([node], inputs={"x": shape}, weights={"w": noise(6, 5)})
+        found = break_down(load(model), {"x": noise(*shape)}, ONE, iterations=2)
+        assert {part.name: part.flops for part in found.sites}["fc"] == 2 * 3 * 6 * 5
+
     def test_names_are_made_where_there_are_none(self) -> None:
         proto = onnx.ModelProto()
         proto.CopyFrom(network().proto)

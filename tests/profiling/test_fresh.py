@@ -11,8 +11,10 @@ from onnx import helper
 from onnxcp.errors import ModelError
 from onnxcp.graph.model import load
 from onnxcp.profiling import fresh
+from onnxcp.profiling.environment import describe
 from onnxcp.profiling.fresh import Fresh, measure_here, start_fresh
 from onnxcp.profiling.machine import Machine
+from onnxcp.profiling.nvidia import device_name
 from tests.networks import model_of, noise
 
 ONE = Machine(intra_op_num_threads=1)
@@ -117,8 +119,16 @@ class TestDevice:
         monkeypatch.setenv("PATH", str(folder), prepend=":")
 
     def test_as_nvidia_smi_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.script(tmp_path, "echo 1234", monkeypatch)
-        assert fresh.device_bytes() == 1234 * 2**20
+        self.script(tmp_path, 'case "$*" in *--id=1) echo 1234;; esac', monkeypatch)
+        assert fresh.device_bytes(1) == 1234 * 2**20
+        assert fresh.device_bytes(0) is None
+
+    def test_has_a_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.script(tmp_path, "echo 'NVIDIA H100 80GB HBM3, 580.82.07'", monkeypatch)
+        assert device_name() == "NVIDIA H100 80GB HBM3, driver 580.82.07"
+        found = describe(Machine(("cuda{device_id=0}",)))
+        assert found.device == device_name()
+        assert describe(Machine()).device == ""
 
     @pytest.mark.parametrize("text", ["echo failed; exit 9", "echo '[N/A]'"])
     def test_where_it_does_not_tell(

@@ -9,6 +9,7 @@ import pytest
 
 from onnxcp.errors import ProviderError
 from onnxcp.profiling.providers import (
+    device_of,
     full_name,
     resolve_providers,
     short_name,
@@ -165,6 +166,14 @@ def test_options_that_are_none(text: str, message: str) -> None:
 )
 def test_split(text: str, separator: str, names: tuple[str, ...]) -> None:
     assert split_providers(text, separator) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [("cpu", None), ("cuda", 0), ("cuda{device_id=1}", 1), ("tensorrt{device_id=2,x=3}", 2)],
+)
+def test_device(name: str, device: int | None) -> None:
+    assert device_of(name) == device
 
 
 @pytest.mark.parametrize("text", ["", "cpu,", ",cpu", "cpu,,cuda", "cuda{a=1,cpu", 'a{b="c}', "a}"])

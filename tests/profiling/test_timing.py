@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from onnxcp.profiling import timing
-from onnxcp.profiling.timing import Latency, Trial, in_turns, measure, paired
+from onnxcp.profiling.timing import MINIMUM, Latency, Trial, in_turns, measure, of_sessions, paired
+from tests.clockwork import trial as trial_of
 
 
 class Machine:
@@ -145,8 +146,17 @@ class TestLatency:
         together, mixed = (Latency(tuple(each.tolist())).interval() for each in (stretches, apart))
         assert together[1] - together[0] > 2 * (mixed[1] - mixed[0])
 
-    def test_the_interval_of_one_run(self) -> None:
-        assert Latency((0.25,)).interval() == (0.25, 0.25)
+    def test_too_few_runs_have_no_interval(self) -> None:
+        assert Latency((0.25,) * (MINIMUM - 1)).interval() is None
+        assert Latency((0.25,) * MINIMUM).interval() == (0.25, 0.25)
+
+
+def test_sessions_count_with_what_is_between_them() -> None:
+    found = [trial_of(2.0, 1.0), trial_of(2.4, 1.0), trial_of(1.8, 1.0)]
+    both = of_sessions(found)
+    assert both.ratio == pytest.approx(2.0)
+    assert (both.low, both.high) == (pytest.approx(1.79), pytest.approx(2.41))
+    assert both.a is found[0].a
 
 
 class TestPaired:
