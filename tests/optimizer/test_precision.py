@@ -13,6 +13,7 @@ import pytest
 
 from models.builder import GraphBuilder
 from onnxcp import OnnxcpError, Optimized, Settings, load, optimize
+from onnxcp.calibration.data import load_data
 from onnxcp.graph.model import Model
 from onnxcp.graph.segment import take_out
 from onnxcp.graph.site import find_sites
@@ -24,9 +25,11 @@ from onnxcp.planning.plan import load_plan, save_plan
 from onnxcp.precision import recipe
 from onnxcp.precision.qdq import exactly, is_quantized
 from onnxcp.precision.recipe import Recipe
+from onnxcp.profiling.inputs import session_inputs
 from onnxcp.profiling.machine import Machine
 from onnxcp.refit import PREFIXES, RefitSettings
 from onnxcp.reporting.facts import notes
+from onnxcp.rewriting import some_batches
 from tests.clockwork import MINIMUM, SECONDS, Clockwork
 from tests.networks import conv_model, difference, feeds_for, run
 
@@ -318,3 +321,15 @@ class TestByHand:
         quantized = as_timed(model, "int8")
         assert is_quantized(quantized)
         assert as_timed(quantized, "int8") is quantized
+
+
+@pytest.mark.parametrize("batch", [1, "N"])
+@pytest.mark.parametrize(("there", "wanted", "got"), [(300, 256, 256), (40, 256, 40), (1, 256, 1)])
+def test_as_many_samples_as_are_wanted(batch: int | str, there: int, wanted: int, got: int) -> None:
+    g = GraphBuilder("one")
+    x = g.input("image", [batch, 4])
+    specs = session_inputs(Machine().open(load(g.model([g.relu(x, name="y")]))))
+    data = load_data(np.zeros((there, 4), np.float32), specs)
+    batches = some_batches(data, wanted)
+    assert sum(len(each["image"]) for each in batches) == got
+    assert len(batches) >= min(8, there), "so that some can be held out"

@@ -13,7 +13,7 @@ from onnxcp.precision.qdq import prepare, quantize
 from onnxcp.precision.ranges import calibrate
 from onnxcp.precision.watch import channel_maxima
 from onnxcp.profiling.machine import Machine
-from tests.networks import Array, initializers
+from tests.networks import Array, initializers, model_of, noise
 from tests.quantized import error, network, samples
 
 MACHINE = Machine()
@@ -105,3 +105,23 @@ def test_a_rank_that_is_never_used_stays(bad: onnx.ModelProto) -> None:
     made, _ = balance(prepare(load(bad)), samples(), MACHINE)
     assert all(np.isfinite(each).all() for each in initializers(made.proto).values())
     assert error(made, bad) < 1e-5
+
+
+def test_what_a_branch_reads_is_no_affair_of_two_layers() -> None:
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        out = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        return onnx.helper.make_graph([onnx.helper.make_node(op, ["a"], [name])], name, [], [out])
+
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["x", "w"], ["a"], name="one"),
+        make("Conv", ["a", "v"], ["y"], name="two"),
+        make("If", ["c"], ["z"], then_branch=branch("t", "Relu"), else_branch=branch("e", "Neg")),
+    ]
+    condition = onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, ())
+    weights = {"w": noise(6, 4, 1, 1), "v": noise(5, 6, 1, 1)}
+    proto = model_of(nodes, inputs={"x": (2, 4, 3, 3)}, outputs=["y", "z"], weights=weights)
+    proto.graph.input.append(condition)
+    feeds = {"x": noise(2, 4, 3, 3, seed=1), "c": np.array(True)}
+    _, count = balance(load(proto), [feeds], Machine())
+    assert count == 0
