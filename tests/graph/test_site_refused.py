@@ -113,14 +113,14 @@ REFUSED = [
     pytest.param(
         quantized_weight,
         Reason.QUANTIZED,
-        "its weight is quantized (DequantizeLinear); give the float model",
+        "its weight is quantized (DequantizeLinear); give the float model, and --precision int8",
         id="QDQ",
     ),
     *(
         pytest.param(
             operator(op, inputs, domain),
             Reason.QUANTIZED,
-            f"{op} is quantized already; give the float model",
+            f"{op} is quantized already; give the float model, and --precision int8",
             id=op,
         )
         for op, inputs, domain in [
