@@ -189,6 +189,7 @@ def _show(
         terminal.show(tables.statistics(rows[0]))
     else:
         terminal.show(tables.latencies(rows))
+        terminal.show(tables.samplings(rows))
         terminal.show(tables.costs(rows))
         if baseline is not None:
             terminal.show(tables.against(rows))

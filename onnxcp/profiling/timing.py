@@ -8,6 +8,7 @@ machine drifts, so two callables are never timed one after the other but in turn
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -71,9 +72,9 @@ class Latency:
     Attributes
     ----------
     samples
-        The seconds of each sample, in the order in which they were taken.
+        The seconds of each run, in the order in which they were made.
     discarded
-        How many samples were interrupted.
+        How many samples, of one run or of several short ones, were interrupted.
     clean
         Whether the interrupted samples were left out. They are not where too few would remain.
     """
@@ -134,9 +135,9 @@ class Trial:
     Attributes
     ----------
     a, b
-        The latencies behind the ratio.
+        The latencies of single runs.
     ratio
-        Median of a over median of b: how many times faster b is.
+        How many times faster b is: of the medians of samples, which are means of short runs.
     low, high
         95 % interval of the ratio: percentile bootstrap over pairs (Efron and Tibshirani, "An
         Introduction to the Bootstrap", chapter 13).
@@ -326,18 +327,24 @@ def in_turns(
 
 @dataclass(frozen=True)
 class _Sample:
-    seconds: float
+    runs: tuple[float, ...]
     spoiled: bool
+
+    @property
+    def seconds(self) -> float:
+        """Mean of its runs."""
+        return sum(self.runs) / len(self.runs)
 
 
 def _sample(run: Run, calls: int, clock: Clock, interruptions: Interruptions) -> _Sample:
     switches = interruptions()
-    start = clock()
+    times = [clock()]
     for _ in range(calls):
         run()
-    elapsed = clock() - start
+        times.append(clock())
     switches = interruptions() - switches
-    return _Sample(elapsed / calls, switches * TICK_SECONDS > TOLERATED * elapsed)
+    spoiled = switches * TICK_SECONDS > TOLERATED * (times[-1] - times[0])
+    return _Sample(tuple(b - a for a, b in itertools.pairwise(times)), spoiled)
 
 
 def _calls_per_sample(run: Run, warmup: int, clock: Clock) -> int:
@@ -363,16 +370,23 @@ def _trial(a: list[_Sample], b: list[_Sample], seed: int) -> Trial:
     keep = np.array([not (x.spoiled or y.spoiled) for x, y in zip(a, b, strict=True)])
     discarded = int(np.count_nonzero(~keep))
     clean = len(keep) - discarded >= MINIMUM
-    if clean:
-        seconds = seconds[keep]
+    if not clean:
+        keep[:] = True
+    seconds = seconds[keep]
     low, high = _interval(seconds, seed)
     latency_a, latency_b = (
-        Latency(tuple(column.tolist()), discarded, clean) for column in seconds.T
+        Latency(
+            tuple(itertools.chain.from_iterable(each.runs for each in itertools.compress(x, keep))),
+            discarded,
+            clean,
+        )
+        for x in (a, b)
     )
+    medians = np.median(seconds, axis=0)
     return Trial(
         a=latency_a,
         b=latency_b,
-        ratio=latency_a.median / latency_b.median,
+        ratio=float(medians[0] / medians[1]),
         low=low,
         high=high,
         p_value=_sign_test(seconds),

@@ -65,7 +65,7 @@ def latencies(rows: Sequence[Row]) -> Table:
     """Return a row for each setting, twice where there is a baseline, in milliseconds."""
     settings = _Settings([row.setting for row in rows])
     against = any(row.baseline is not None for row in rows)
-    named = [""] if against else []
+    named = ["="] if against else []
     numbers = ("p50", "mean", "least", "most", "p90", "p95", "p99")
     table = plain([*settings.columns, *named, *(f"{name}\nms>" for name in numbers)], ())
     for row in rows:
@@ -92,8 +92,8 @@ def costs(rows: Sequence[Row]) -> Table:
         if any(cell(timed) for row in rows for timed in _networks(row))
     }
     what = "samples" if all(row.setting.batch is not None for row in rows) else "runs"
-    fixed = [f"{what}\nper s>", *shown, "peak\nmemory>", "first\nresult>", "runs>"]
-    table = plain([*settings.columns, *([""] if against else []), *fixed, "interrupted>"], ())
+    fixed = [f"{what}\nper s>", *shown, "peak\nmemory>", "first\nresult>"]
+    table = plain([*settings.columns, *(["="] if against else []), *fixed], ())
     for row in rows:
         for which, timed in zip(("before", "after"), _networks(row, both=against), strict=False):
             table.add_row(
@@ -103,8 +103,25 @@ def costs(rows: Sequence[Row]) -> Table:
                 *(cell(timed) or units.NONE for cell in shown.values()),
                 _memory(timed) or units.NONE,
                 _first(timed) or units.NONE,
+            )
+    return table
+
+
+def samplings(rows: Sequence[Row]) -> Table:
+    """Return how sure the medians are, and of how many runs, a row for each setting."""
+    settings = _Settings([row.setting for row in rows])
+    against = any(row.baseline is not None for row in rows)
+    fixed = ["median,\n95 % interval>", "runs>", "inter-\nrupted>", "to warm up"]
+    table = plain([*settings.columns, *(["="] if against else []), *fixed], ())
+    for row in rows:
+        for which, timed in zip(("before", "after"), _networks(row, both=against), strict=False):
+            table.add_row(
+                *settings.cells(row.setting),
+                *([which] if against else []),
+                _interval(timed, row.noise) or units.NONE,
                 str(len(timed.latency.samples)),
-                str(timed.latency.discarded),
+                f"{timed.latency.discarded}{'' if timed.latency.clean else ', included'}",
+                f"{timed.warmup.runs}{_unstable(timed)}",
             )
     return table
 

@@ -215,6 +215,14 @@ class TestPaired:
         assert machine.calls.count("b") == 1 + 8
         assert result.a.median == pytest.approx(0.0001)
         assert result.ratio == pytest.approx(0.01)
+        assert (len(result.a.samples), len(result.b.samples)) == (80, 8)
+
+    def test_the_tail_is_that_of_single_runs(self, machine: Machine) -> None:
+        slow = (0.001 if k % 20 == 0 else 0.0001 for k in itertools.count())
+        a, b = machine.program("a", slow), machine.program("b", constant(0.01))
+        result = trial(machine, a, b, warmup=1, rounds=40, min_seconds=0)
+        assert result.a.maximum == pytest.approx(0.001)
+        assert result.a.quantile(0.9) == pytest.approx(0.0001)
 
     def test_interrupted_pairs_are_discarded_and_replaced(self, machine: Machine) -> None:
         a = machine.program("a", constant(0.002), lambda k: k % 5 == 4)

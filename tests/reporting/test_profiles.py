@@ -293,7 +293,24 @@ class TestTables:
     def test_without_a_batch(self) -> None:
         assert "runs per second" in printed(tables.statistics(row(batch=None)))
 
-    @pytest.mark.parametrize("make", [tables.latencies, tables.costs])
+    @pytest.mark.parametrize("make", [tables.latencies, tables.samplings, tables.costs])
+    def test_which_network_a_row_is_of_is_never_lost(self, make: Any) -> None:
+        rows = [
+            row(131.0, baseline=300.0, batch=batch, machine=Machine((name,), threads), device=True)
+            for batch in (1, 32)
+            for threads in (1, 16)
+            for name in ("cpu", "cuda{use_tf32=0}")
+        ]
+        text = printed(make(rows))
+        assert max(map(len, text.splitlines())) <= 80
+        assert text.count("before") == text.count("after") == 8
+
+    def test_intervals_of_several_settings(self) -> None:
+        text = printed(tables.samplings([row(batch=1), row(batch=2, noise=BUSY)]))
+        assert "95 % interval" in text
+        assert text.count(" to ") == 1 + text.count("to warm")
+
+    @pytest.mark.parametrize("make", [tables.latencies, tables.samplings, tables.costs])
     def test_several_settings_are_a_row_each(self, make: Any) -> None:
         text = printed(make(self.grid))
         assert [word in text for word in ("threads", "batch", "cuda")] == [True] * 3
@@ -309,7 +326,7 @@ class TestTables:
 
     def test_several_settings_against_a_baseline(self) -> None:
         rows = [row(2.0, baseline=6.0, batch=1), row(4.0, baseline=4.0, batch=8)]
-        for make in (tables.latencies, tables.costs):
+        for make in (tables.latencies, tables.samplings, tables.costs):
             text = printed(make(rows))
             assert text.count("before") == text.count("after") == 2
         text = printed(tables.against(rows))
