@@ -118,10 +118,34 @@ def advice(result: Optimized, job: Job) -> str:
     if not result.improved or seen is None:
         return "Keep the network that you have: it is what was handed back."
     name = Path(job.output).name if job.output else "The new network"
+    if (against := _against(result, seen)) is not None:
+        return f"Do not deploy {name} as it is: {against}."
     said = f"{name} can take its place: inputs and outputs have the same names and shapes"
     if seen.trial.faster:
         said += f", and it is {units.ratio(seen.trial.ratio)} as fast on this machine"
     return f"{said}. {_judged(result, seen, custom=job.script is not None)}."
+
+
+def _against(result: Optimized, seen: Verification) -> str | None:
+    """Say what speaks against using it where nothing scored it; None if nothing is known to."""
+    if seen.accuracy is not None:
+        return None
+    if not all(each.finite_a for each in seen.differences):
+        return (
+            "what the original puts out holds infinite values or NaN on these inputs, so that the "
+            "two have to be compared on others first"
+        )
+    agreed = [each.top1_agreement for each in seen.differences if each.top1_agreement is not None]
+    error, least = max(each.error for each in seen.differences), min(agreed, default=1.0)
+    if error <= _FAR and least >= _AGREED:
+        return None
+    more = "samples to refit it to (--calibration-data)"
+    if not result.data_is_random:
+        more = "fine-tuning (--finetune)"
+    return (
+        "what it puts out is far from what the original does; a milder goal or "
+        f"{more} may bring it closer"
+    )
 
 
 def _judged(result: Optimized, seen: Verification, *, custom: bool) -> str:
@@ -132,20 +156,6 @@ def _judged(result: Optimized, seen: Verification, *, custom: bool) -> str:
         if seen.accuracy[1] < seen.accuracy[0]:
             return f"Deploy it if {one} of {new} in place of {old} is good enough for you"
         return f"Its {what} is no lower, {new} after {old}: nothing speaks against deploying it"
-    if not all(each.finite_a for each in seen.differences):
-        return (
-            "But what the original puts out holds infinite values or NaN on these inputs: compare "
-            "the two on others before you deploy it"
-        )
-    agreed = [each.top1_agreement for each in seen.differences if each.top1_agreement is not None]
-    if max(each.error for each in seen.differences) > _FAR or min(agreed, default=1.0) < _AGREED:
-        more = "samples to refit it to (--calibration-data)"
-        if not result.data_is_random:
-            more = "fine-tuning (--finetune)"
-        return (
-            "But what it puts out is far from what the original does: do not deploy it as it is; "
-            f"a milder goal or {more} may bring it closer"
-        )
     where = " on random inputs" if result.data_is_random else ""
     return (
         f"Its outputs are close to the original's{where}, but what that does to accuracy is not "

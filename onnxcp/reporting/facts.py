@@ -213,8 +213,8 @@ def notes(
         said.append("The score is what the given function returned for each network.")
     if not seen.trial.clean:
         said.append(
-            "The machine was too busy for clean timings; interrupted ones stand behind the "
-            "latencies."
+            "The machine was busy: other processes disturbed nearly every timing of the whole "
+            "network, so repeat this when it is idle before you rely on the speed."
         )
     said += [difference.problem for difference in seen.differences if difference.problem]
     said += [

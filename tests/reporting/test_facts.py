@@ -157,7 +157,7 @@ class TestNotes:
         trial = replace(result.verification.trial, clean=False)
         seen = replace(result.verification, trial=trial)
         (said,) = facts.notes(replace(result, verification=seen))
-        assert "too busy" in said
+        assert "The machine was busy" in said
 
 
 FORECAST = "Expected 3.03 times faster and an output error of 0.0412; measured 3.01 and 0.0351."
