@@ -189,8 +189,8 @@ def optimize(
     finetuned = None
     if trains is not None and verification is not None and _worth(verification, sized):
         if rewrite.plain is None:
-            told_of_training = "No layer was replaced, so nothing was fine-tuned."
-            work = replace(work, told=f"{work.told} {told_of_training}".strip())
+            untrained = "No layer was replaced, so nothing was fine-tuned."
+            work = replace(work, told=f"{work.told} {untrained}".strip())
         else:
             finetuned = trains(rewrite.plain)
     if finetuned is not None:

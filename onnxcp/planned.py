@@ -242,7 +242,7 @@ def head_of(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
             **place.versions,
         },
         "goal": goal,
-        "finish": ",".join(map(str, (*work.finish, *([work.lower] if work.lower else ())))),
+        "finish": ",".join(map(str, (*work.finish, *((work.lower,) if work.lower else ())))),
         "predicted": (
             Numbers()
             if forecast is None

@@ -38,3 +38,9 @@ def error(model: Model, original: Model | onnx.ModelProto, seed: int = 7) -> flo
     batches = samples(seed=seed)
     exact = outputs(original, batches)
     return float(np.linalg.norm(outputs(model, batches) - exact) / np.linalg.norm(exact))
+
+
+def branch(name: str, op: str) -> onnx.GraphProto:
+    """Return a branch of an If that makes one tensor of ``a``, which is made around it."""
+    out = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+    return onnx.helper.make_graph([onnx.helper.make_node(op, ["a"], [name])], name, [], [out])

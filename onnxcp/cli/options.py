@@ -22,10 +22,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PRECISIONS = ("fp32", "fp16", "int8")  # those of a machine, which takes long to import
 SCOPES = ("all", "factorised", "none")
 TARGETS = ("auto", "linear")
-MOST_THREADS = 1024
-"""Within a node: beyond that a mistyped number would bring a machine to a halt."""
 PREFIXES = ("full", "deployed")
 """Those of `onnxcp.refit`, which is not imported for the help."""
+
+MOST_THREADS = 1024
+"""Within a node: beyond that a mistyped number would bring a machine to a halt."""
 
 PATH = click.Path(path_type=Path)
 """A path that nobody has looked at: whoever reads or writes it says what is wrong with it."""

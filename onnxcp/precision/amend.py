@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx
 
-from onnxcp.graph.walk import names_captured, names_defined
+from onnxcp.graph.walk import attributes, names_captured, names_defined
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights that are quantized."""
@@ -55,8 +55,7 @@ def _settle_biases(graph: onnx.GraphProto) -> None:
         matrix = weights.get(node.input[1])
         if matrix is None or bias.size not in (1, *bias.shape[-1:]):
             continue  # one for every row of the product
-        turned = any(each.name == "transB" and each.i for each in node.attribute)
-        wanted = (matrix.dims[0 if turned else 1],)
+        wanted = (matrix.dims[_axis(node, 2)],)
         if bias.shape == wanted and factor == 1.0:
             continue
         made = np.broadcast_to(bias.reshape(-1), wanted) * np.asarray(factor, bias.dtype)
@@ -91,7 +90,9 @@ def _part_weights(graph: onnx.GraphProto) -> None:
 
 def _part_outputs(graph: onnx.GraphProto) -> None:
     """Hand outputs of the network on by themselves where nodes read them, too."""
-    read = {name for node in graph.node for name in (*node.input, *names_captured(node))}
+    read = {name for node in graph.node for name in node.input}
+    # A nested graph that reads one keeps its name, which a node ahead of it has to make.
+    read -= set().union(*(names_captured(node) for node in graph.node))
     used = set(names_defined(graph))
     for output in graph.output:
         maker = next((node for node in graph.node if output.name in node.output), None)
@@ -111,12 +112,11 @@ def _part_outputs(graph: onnx.GraphProto) -> None:
 
 def _axis(node: onnx.NodeProto, ndim: int) -> int:
     """Return the axis of a node's weight that goes over its outputs."""
-    turned = any(each.name == "transB" and each.i for each in node.attribute)
     match node.op_type:
         case "Conv":
             return 0
         case "Gemm":
-            return 0 if turned else 1
+            return 0 if attributes(node).get("transB") else 1
         case "ConvTranspose":
             return 1
         case _:

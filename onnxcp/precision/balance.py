@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 
 from onnxcp.graph.model import Model
-from onnxcp.graph.walk import names_captured
+from onnxcp.graph.walk import attributes, names_captured
 from onnxcp.precision.watch import channel_maxima
 from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.machine import Machine
@@ -118,7 +118,7 @@ def _pairs(graph: onnx.GraphProto) -> list[_Pair]:
             continue
         if not (own(node.input[1]) and own(after.input[1])):
             continue
-        groups = _groups(after)
+        groups = attributes(after).get("group", 1)
         if groups == 1 or shapes[after.input[1]][:2] == (groups, 1):
             axis = 1 if groups == 1 else 0
             found.append(_Pair(node.input[1], bias, after.input[1], node.output[0], axis))
@@ -127,10 +127,6 @@ def _pairs(graph: onnx.GraphProto) -> list[_Pair]:
 
 def _is_conv(node: onnx.NodeProto) -> bool:
     return node.op_type == "Conv" and node.domain in ("", "ai.onnx")
-
-
-def _groups(node: onnx.NodeProto) -> int:
-    return next((each.i for each in node.attribute if each.name == "group"), 1)
 
 
 def _along(scale: np.ndarray, axis: int, ndim: int) -> np.ndarray:

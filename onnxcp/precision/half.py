@@ -7,6 +7,7 @@ import onnx
 
 from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model
+from onnxcp.precision.amend import WEIGHTED
 from onnxcp.precision.foreign import foreign
 
 
@@ -30,8 +31,10 @@ def to_half(model: Model, *, keep_interface: bool = True) -> Model:
 
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
+    # What is added to scores to rule them out may be -1e9: the converter's least number will do.
+    weights = {name for node in proto.graph.node if node.op_type in WEIGHTED for name in node.input}
     for tensor in proto.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
+        if tensor.name in weights and tensor.data_type == onnx.TensorProto.FLOAT:
             most = np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0.0)
             if most > np.finfo(np.float16).max:
                 raise ModelError(

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 
 from onnxcp.graph.model import Model
+from onnxcp.graph.walk import attributes
 from onnxcp.precision.amend import amend, label_nodes
 from onnxcp.precision.foreign import foreign
 
@@ -186,5 +187,6 @@ def raise_opset(model: Model) -> onnx.ModelProto:
 
 def _is_beyond_it(node: onnx.NodeProto) -> bool:
     """Tell whether the quantizer fails: at a transposed convolution of groups with a bias."""
-    groups = next((each.i for each in node.attribute if each.name == "group"), 1)
-    return node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2
+    if node.op_type != "ConvTranspose" or len(node.input) < 3:
+        return False
+    return bool(attributes(node).get("group", 1) > 1)

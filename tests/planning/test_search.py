@@ -4,93 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.planning.goal import Goal
-from onnxcp.planning.option import Option
 from onnxcp.planning.planner import Choice, Planner
-from onnxcp.planning.search import Attempt, Outcome, Round, outline, search
+from onnxcp.planning.search import Outcome, outline, search
 from onnxcp.planning.survey import Surveyed
-from onnxcp.profiling.timing import Trial
-from tests.clockwork import trial
-from tests.plans import DENSE, SPATIAL, SVD, seconds, sites, surveyed
-from tests.plans import option as made_option
-
-COUNT = 6
-
-
-class Workshop:
-    """Makes of a choice the choice itself.
-
-    Attributes
-    ----------
-    speed
-        Seconds saved in the network for each saved alone.
-    loss
-        Squared error of the outputs for each expected; or what makes the error of that expected.
-    unfit
-        Tells options whose factors cancel.
-    score
-        What a network of a certain error scores.
-    """
-
-    def __init__(
-        self,
-        *,
-        speed: float | Callable[[int], float] = 1.0,
-        loss: float | Callable[[float], float] = 1.0,
-        before: float = seconds(COUNT),
-        unfit: Callable[[Option], bool] = lambda _: False,
-        score: Callable[[float], float] | None = None,
-    ) -> None:
-        self.speed, self.loss, self.before, self.unfit = speed, loss, before, unfit
-        self.score = score
-        self.timed: list[Choice] = []
-        self.built: list[Choice] = []
-
-    def time(self, choice: Choice) -> Trial:
-        speed = self.speed(len(self.timed)) if callable(self.speed) else self.speed
-        self.timed.append(choice)
-        return trial(self.before, self.before - speed * saving(choice))
-
-    def build(self, choice: Choice, planner: Planner) -> Attempt[Choice]:
-        self.built.append(choice)
-        fit = {site: o for site, o in choice.options.items() if not self.unfit(o)}
-        for site, option in choice.options.items():
-            if site not in fit:
-                planner.forget(option, Refusal(site.name, Reason.INACCURATE, "terms cancel"))
-        made = Choice(fit, choice.reached)
-        error = self.error(made)
-        # Where nothing is left there is no network to be scored.
-        score = self.score(error) if self.score is not None and fit else None
-        return Attempt(made, made, error, score)
-
-    def error(self, choice: Choice) -> float:
-        expected = math.sqrt(sum(o.error for o in choice.options.values()))
-        return self.loss(expected) if callable(self.loss) else math.sqrt(self.loss) * expected
-
-    def truth(self, choice: Choice) -> float:
-        """Return how many times faster the network really is."""
-        assert not callable(self.speed)
-        return self.before / (self.before - self.speed * saving(choice))
-
-
-def saving(choice: Choice) -> float:
-    return sum(o.saving for o in choice.options.values())
+from tests.plans import seconds, sites, surveyed
+from tests.workshop import COUNT, Workshop, kept, saving
 
 
 def planner(seed: int = 0) -> Planner:
     return Planner(surveyed(COUNT, seed=seed), seconds(COUNT))
-
-
-def kept(outcome: Outcome[Choice]) -> Round:
-    (one,) = (each for each in outcome.rounds if each.kept)
-    return one
 
 
 class TestSpeed:
@@ -202,72 +130,6 @@ class TestSpeed:
         assert outcome.attempt is None
         assert outcome.shortfall == ""
         assert shop.timed == shop.built == []
-
-
-class TestOneFamily:
-    """Where errors of options are estimates, a plan that mixes families may be the worse one."""
-
-    @staticmethod
-    def planner(near: float = 1.1) -> Planner:
-        """Return sites of which either family is expected to be the better at one half."""
-        found = []
-        for number, site in enumerate(sites(COUNT)):
-            options = [
-                made_option(
-                    site,
-                    rank,
-                    family=family,
-                    after=DENSE * rank / 20,
-                    weight=1.0 if (family is SVD) is bool(number % 2) else near**2,
-                )
-                for family in (SVD, SPATIAL)
-                for rank in range(1, 20)
-            ]
-            found.append(Surveyed(site, options[0].macs, tuple(options)))
-        return Planner(found, seconds(COUNT))
-
-    @staticmethod
-    def families(choice: Choice) -> set[str]:
-        return {each.family.name for each in choice.options.values()}
-
-    def shop(self, penalty: float) -> Workshop:
-        """Return a workshop in which a mixture has so many times the error expected of it."""
-        made = Workshop()
-        plain = made.error
-
-        def error(choice: Choice) -> float:
-            return plain(choice) * (penalty if len(self.families(choice)) > 1 else 1)
-
-        made.error = error  # type: ignore[method-assign]
-        return made
-
-    def test_is_taken_where_it_turns_out_to_be_closer(self) -> None:
-        shop = self.shop(2.0)
-        outcome = search(self.planner(), Goal(speedup=2.0), shop)
-        assert outcome.attempt is not None
-        assert len(self.families(outcome.attempt.made)) == 1
-        assert [len(self.families(each)) for each in shop.built] == [2, 1]
-        assert kept(outcome).error == outcome.attempt.error
-        assert [each.kept for each in outcome.rounds] == [False, True]
-
-    def test_is_not_taken_where_it_is_not(self) -> None:
-        shop = self.shop(1.0)
-        outcome = search(self.planner(), Goal(speedup=2.0), shop)
-        assert outcome.attempt is not None
-        assert len(self.families(outcome.attempt.made)) == 2
-        assert len(shop.built) == 2
-        assert [each.kept for each in outcome.rounds] == [True, False]
-
-    def test_is_not_built_where_it_is_expected_to_be_far_off(self) -> None:
-        shop = self.shop(2.0)
-        search(self.planner(near=4.0), Goal(speedup=2.0), shop)
-        assert len(shop.built) == 1
-
-    def test_is_not_tried_where_the_goal_is_missed(self) -> None:
-        shop = self.shop(2.0)
-        outcome = search(self.planner(), Goal(speedup=30.0), shop)
-        assert outcome.shortfall
-        assert len(shop.built) == 1
 
 
 class TestSize:

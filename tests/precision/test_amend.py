@@ -18,6 +18,7 @@ from onnxcp.precision.qdq import exactly, matches, prepare
 from onnxcp.precision.recipe import Recipe, lower, tune
 from onnxcp.profiling.machine import Machine
 from tests.networks import Array, conv_model, difference, initializers, model_of, noise, run
+from tests.quantized import branch
 
 MACHINE = Machine(intra_op_num_threads=1)
 
@@ -126,6 +127,37 @@ def test_what_has_no_outputs_of_numbers_is_not_tuned() -> None:
     proto = model_of(nodes, inputs={"x": (8, 6)}, outputs=["y"], weights={"w": noise(6, 5)})
     proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     assert tune(load(proto), Recipe(), batches(8, 6), MACHINE) == Recipe()
+
+
+def test_an_output_that_a_branch_reads_keeps_its_name() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="one"),
+        helper.make_node("Relu", ["a"], ["y"]),
+        helper.make_node(
+            "If", ["c"], ["z"], then_branch=branch("t", "Relu"), else_branch=branch("e", "Neg")
+        ),
+    ]
+    shapes = {"x": (2, 4, 3, 3)}
+    proto = model_of(
+        nodes, inputs=shapes, outputs=["a", "y", "z"], weights={"w": noise(6, 4, 1, 1)}
+    )
+    proto.graph.input.append(helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, ()))
+    feeds = {"x": noise(2, 4, 3, 3, seed=1), "c": np.array(True)}
+    pairs = zip(run(prepare(load(proto)), feeds), run(proto, feeds), strict=True)
+    assert max(difference(*pair) for pair in pairs) < 1e-6
+
+
+def test_what_rules_scores_out_may_be_beyond_float16() -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], name="g"),
+        helper.make_node("Add", ["a", "m"], ["b"]),
+        helper.make_node("Softmax", ["b"], ["y"], axis=1),
+    ]
+    mask = np.array([0, -1e9, 0, 0, 0], np.float32)
+    weights = {"w": noise(6, 5), "m": mask}
+    proto = model_of(nodes, inputs={"x": (8, 6)}, outputs=["y"], weights=weights)
+    feeds = batches(8, 6)[0]
+    assert difference(run(to_half(Model(proto)), feeds)[0], run(proto, feeds)[0]) < 0.01
 
 
 def test_weights_beyond_float16_are_refused() -> None:

@@ -14,7 +14,7 @@ from onnxcp.precision.ranges import calibrate
 from onnxcp.precision.watch import channel_maxima
 from onnxcp.profiling.machine import Machine
 from tests.networks import Array, initializers, model_of, noise
-from tests.quantized import error, network, samples
+from tests.quantized import branch, error, network, samples
 
 MACHINE = Machine()
 
@@ -108,10 +108,6 @@ def test_a_rank_that_is_never_used_stays(bad: onnx.ModelProto) -> None:
 
 
 def test_what_a_branch_reads_is_no_affair_of_two_layers() -> None:
-    def branch(name: str, op: str) -> onnx.GraphProto:
-        out = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        return onnx.helper.make_graph([onnx.helper.make_node(op, ["a"], [name])], name, [], [out])
-
     make = onnx.helper.make_node
     nodes = [
         make("Conv", ["x", "w"], ["a"], name="one"),

@@ -1,0 +1,76 @@
+"""The plan of one family beside one that mixes several, where errors of options are estimates."""
+
+from __future__ import annotations
+
+from onnxcp.planning.goal import Goal
+from onnxcp.planning.planner import Choice, Planner
+from onnxcp.planning.search import search
+from onnxcp.planning.survey import Surveyed
+from tests.plans import DENSE, SPATIAL, SVD, option, seconds, sites
+from tests.workshop import COUNT, Workshop, kept
+
+
+class Mistaken(Workshop):
+    """A workshop in which a mixture has so many times the error that is expected of it."""
+
+    def __init__(self, penalty: float) -> None:
+        super().__init__()
+        self.penalty = penalty
+
+    def error(self, choice: Choice) -> float:
+        return super().error(choice) * (self.penalty if len(families(choice)) > 1 else 1)
+
+
+def planner(near: float = 1.1) -> Planner:
+    """Return sites of which either family is expected to be the better at one half."""
+    found = []
+    for number, site in enumerate(sites(COUNT)):
+        options = [
+            option(
+                site,
+                rank,
+                family=family,
+                after=DENSE * rank / 20,
+                weight=1.0 if (family is SVD) is bool(number % 2) else near**2,
+            )
+            for family in (SVD, SPATIAL)
+            for rank in range(1, 20)
+        ]
+        found.append(Surveyed(site, options[0].macs, tuple(options)))
+    return Planner(found, seconds(COUNT))
+
+
+def families(choice: Choice) -> set[str]:
+    return {each.family.name for each in choice.options.values()}
+
+
+def test_is_taken_where_it_turns_out_to_be_closer() -> None:
+    shop = Mistaken(2.0)
+    outcome = search(planner(), Goal(speedup=2.0), shop)
+    assert outcome.attempt is not None
+    assert len(families(outcome.attempt.made)) == 1
+    assert [len(families(each)) for each in shop.built] == [2, 1]
+    assert kept(outcome).error == outcome.attempt.error
+    assert [each.kept for each in outcome.rounds] == [False, True]
+
+
+def test_is_not_taken_where_it_is_not() -> None:
+    shop = Mistaken(1.0)
+    outcome = search(planner(), Goal(speedup=2.0), shop)
+    assert outcome.attempt is not None
+    assert len(families(outcome.attempt.made)) == 2
+    assert len(shop.built) == 2
+    assert [each.kept for each in outcome.rounds] == [True, False]
+
+
+def test_is_not_built_where_it_is_expected_to_be_far_off() -> None:
+    shop = Mistaken(2.0)
+    search(planner(near=4.0), Goal(speedup=2.0), shop)
+    assert len(shop.built) == 1
+
+
+def test_is_not_tried_where_the_goal_is_missed() -> None:
+    shop = Mistaken(2.0)
+    outcome = search(planner(), Goal(speedup=30.0), shop)
+    assert outcome.shortfall
+    assert len(shop.built) == 1
