@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from benchmarks.closed_form import (
     MACHINE,
@@ -139,8 +140,11 @@ def charnet() -> Network:
 
 
 def squeezenet(assets: Path) -> Network:
-    """Return a classifier of 224x224 pictures in halves; of the pictures every second is held."""
-    model = load(assets / "models/squeezenet11_fp16_opset7.onnx")
+    """Return a classifier of 224x224 pictures; of the pictures every second is held.
+
+    It comes in half precision, for one picture at a time.
+    """
+    model = in_float32(load(assets / "models/squeezenet11_fp16_opset7.onnx"))
     specs = session_inputs(MACHINE.open(model))
     wanted = Preprocess(crop=(224, 224), channels="bgr", scale=1, mean=(104, 117, 123))
     folder = assets / "data/imagenet500"
@@ -148,11 +152,39 @@ def squeezenet(assets: Path) -> Network:
     batches = list(data.batches(len(data)))  # of one picture each: the network insists on that
     ((name, _),) = batches[0].items()
     images = np.concatenate([each[name] for each in batches])
+    model = with_any_batch(model, name)
     lines = (folder / "labels.tsv").read_text().split("\n")
     known = dict(line.split("\t")[:2] for line in lines if "\t" in line)
     files = sorted(each.name for each in folder.iterdir() if each.name in known)
     classes = np.array([int(known[each]) for each in files])
     return Network("squeezenet", model, name, images[::2], images[1::2], classes[1::2], batch=1)
+
+
+def in_float32(model: Model) -> Model:
+    """Return a network of float16 in float32, weights and tensors alike."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    graph = proto.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT16:
+            wide = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return model.with_proto(proto)
+
+
+def with_any_batch(model: Model, name: str) -> Model:
+    """Return a network that takes as many samples at a time as it is given."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    graph = proto.graph
+    for value in (*graph.input, *graph.output):
+        if value.name == name or value in graph.output:
+            value.type.tensor_type.shape.dim[0].dim_param = "N"
+    del graph.value_info[:]
+    return model.with_proto(proto)
 
 
 def looked_at(plan: Plan, *, told: list[tuple[Site, float]] | None = None) -> list[Compared]:

@@ -116,10 +116,11 @@ def charnet() -> Network:
 
 
 def squeezenet(assets: Path) -> Network:
-    """Return a classifier of 224x224 pictures, in halves."""
+    """Return a classifier of 224x224 pictures."""
     known = cosine_svd.squeezenet(assets)
     data, held = ({known.input: each} for each in (known.samples, known.held))
-    return Network("squeezenet", known.model, {}, SPEEDUPS["squeezenet"], data, held)
+    shapes = {known.input: (known.batch, *known.samples.shape[1:])}
+    return Network("squeezenet", known.model, shapes, SPEEDUPS["squeezenet"], data, held)
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:

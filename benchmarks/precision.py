@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from benchmarks import cosine_svd
 from benchmarks.closed_form import TASKS
@@ -68,38 +67,9 @@ def cases(assets: Path | None, names: Sequence[str], goal: Goal) -> Iterator[Cas
             yield Case(name, load(task.model), "input", task.draw(0), task.score, "dB", own)
             continue
         for each in cosine_svd.networks(assets, [name]):
-            model = with_any_batch(in_float32(each.model), each.input)
-            network = replace(each, model=model)
-            samples = each.samples.astype(np.float32)
-            network = replace(network, samples=samples, held=each.held.astype(np.float32))
+            network = replace(each, model=cosine_svd.with_any_batch(each.model, each.input))
+            model, samples = network.model, network.samples
             yield Case(name, model, each.input, samples, network.accuracy, "%", goal)
-
-
-def in_float32(model: Model) -> Model:
-    """Return a network of float16 in float32, weights and tensors alike."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    graph = proto.graph
-    for tensor in graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT16:
-            wide = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16:
-            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    return model.with_proto(proto)
-
-
-def with_any_batch(model: Model, name: str) -> Model:
-    """Return a network that takes as many samples at a time as it is given."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    graph = proto.graph
-    for value in (*graph.input, *graph.output):
-        if value.name == name or value in graph.output:
-            value.type.tensor_type.shape.dim[0].dim_param = "N"
-    del graph.value_info[:]
-    return model.with_proto(proto)
 
 
 def compare(case: Case, batch: int, cache: Path) -> None:

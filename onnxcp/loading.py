@@ -62,6 +62,7 @@ def work_for(
         baseline=None if score is None else score(session),
         cache=settings.cache,
         progress=progress,
+        labelled=None if evaluate is not None else scored,
     )
 
 

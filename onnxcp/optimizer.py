@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from onnxcp.calibration.data import load_training
+from onnxcp.calibration.data import Samples, load_training
 from onnxcp.calibration.sources import CalibrationSource, DataSource
 from onnxcp.cosine_svd import by_cosine, is_limited, outlined_by_cosine, wanted
 from onnxcp.errors import OnnxcpError
@@ -76,8 +76,9 @@ class Optimized:
         The original against the rewritten network, in numbers and in time.
     shapes
         Shapes of the inputs that all of this was measured with.
-    data_is_random
-        Whether outputs were compared on random inputs, for want of data.
+    compared, scored
+        The samples that outputs were compared on, and those that accuracies are shares of; None
+        where there were none: outputs were then compared on random inputs.
     unfitted
         How the outputs differed before chains were refitted; empty if none were. The same as in
         `verification` if the refit took them no closer, and was given up.
@@ -109,7 +110,8 @@ class Optimized:
     after: Summary | None
     verification: Verification | None
     shapes: Mapping[str, Shape]
-    data_is_random: bool
+    compared: Samples | None = None
+    scored: Samples | None = None
     endings: tuple[PassRecord, ...] = ()
     unfitted: tuple[OutputDifference, ...] = ()
     planned: Planned | None = None
@@ -119,6 +121,11 @@ class Optimized:
     precision: str = FULL
     steps: tuple[Step, ...] = ()
     told: str = ""
+
+    @property
+    def data_is_random(self) -> bool:
+        """Whether outputs were compared on random inputs, for want of data."""
+        return self.compared is None
 
 
 def optimize(
@@ -210,7 +217,8 @@ def optimize(
         after=None,
         verification=verification,
         shapes={name: value.shape for name, value in work.feeds.items()},
-        data_is_random=work.samples is None,
+        compared=None if work.samples is None else work.samples.summary,
+        scored=None if work.labelled is None else work.labelled.summary,
         unfitted=rewrite.unfitted,
         planned=planned,
         plan=(

@@ -306,8 +306,8 @@ class Builder:
         work = self._work
         work.progress("timing the planned network", 0, 1)
         chains = {
-            site: (option.family.name, with_random_weights(option.sketch))
-            for site, option in choice.options.items()
+            site: (option.family.name, with_random_weights(option.sketch, seed))
+            for seed, (site, option) in enumerate(choice.options.items())
         }
         network, _ = work.finished(splice(self._bare.prepared, chains))
         return race(work, work.timed_as(network), self._seconds)

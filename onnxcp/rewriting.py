@@ -63,6 +63,8 @@ class Work:
         Samples to compare outputs on; None for `feeds`.
     score, baseline
         What scores a session, and what it gave for the original; None where nothing does.
+    labelled
+        The samples that scores are shares of; None where nothing, or a user's function, scores.
     cache
         What was measured before.
     progress
@@ -90,6 +92,7 @@ class Work:
     baseline: float | None
     cache: Cache
     progress: Progress
+    labelled: Data | None = None
     finish: tuple[Pass, ...] = ()
     gained: float = 0.0
     lower: LowerPass | None = None

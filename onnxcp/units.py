@@ -60,6 +60,11 @@ def errors(before: float, after: float) -> str:
     return f"{error(before)} → {error(after)}" if after < before else error(after)
 
 
+def samples(count: int) -> str:
+    """Return how many samples: ``1,024 samples``."""
+    return f"{count:,} sample{'' if count == 1 else 's'}"
+
+
 def ratio(value: float | None) -> str:
     """Return how many times: ``6.78×``; None and NaN are a dash."""
     return NONE if value is None or math.isnan(value) else f"{digits(value)}×"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,18 @@ from onnxcp.calibration.images import Normalize
 from onnxcp.calibration.preprocess import Preprocess
 from onnxcp.calibration.sources import CalibrationSource, DataSource, Found, find
 from onnxcp.errors import DataError
+from onnxcp.graph.digest import array_digest
 from onnxcp.profiling.inputs import InputSpec
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What data were: how many of their samples are used, and a SHA-256 of all of them."""
+
+    count: int
+    digest: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +93,20 @@ class Data:
     def used(self) -> int:
         """How many samples `batches` yields."""
         return sum(stop - start for _, start, stop in self._cuts(len(self)))
+
+    @property
+    def summary(self) -> Samples:
+        """What is left to say of the samples when they are gone."""
+        return Samples(self.used, self.digest)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the samples as they are stored, their labels, and what is done to them."""
+        digests = [
+            array_digest(array) for part in self.parts for _, array in sorted(part.arrays.items())
+        ]
+        digests += [] if self.labels is None else [array_digest(self.labels)]
+        return hashlib.sha256(f"{digests} {self.normalize}".encode()).hexdigest()
 
     def _cuts(self, size: int) -> Iterator[tuple[Part, int, int]]:
         for part in self.parts:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxcp.cli.goals import settled_by
 from onnxcp.cli.options import PATH, verbosity_options
 from onnxcp.cli.terminal import Terminal
 
@@ -84,6 +85,8 @@ def demo(terminal: Terminal, *, output: Path) -> None:
         str(model),
         command,
         str(target),
+        by_recipe=settled_by(command, '--passes "$(cat recipe.txt)"'),
+        by_plan=settled_by(command, "--plan plan.yaml"),
         data=str(CalibrationSource(calibration)),
         labelled=str(test),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,25 @@ _GOALS = {
 GOALS = tuple(_GOALS)
 CHOOSING = ("families", "nodes", "exclude", "round_to")
 """Parameters that say how to choose; where there is nothing to choose they have no say."""
+
+_OF_ALL = (
+    "macs",
+    "energy",
+    "preset",
+    "cosine",
+    "cosine_of",
+    "fewest",
+    "frontier",
+    "passes",
+    "plan",
+)
+_WRITTEN = ("save_plan", "report")
+_FLAGS = ("--dry-run", "--json")
+_CHOICES = frozenset(
+    {f"--{each.replace('_', '-')}" for each in (*GOALS, *CHOOSING, *_OF_ALL, *_WRITTEN)}
+    | set(_FLAGS)
+)
+"""Options of `optimize` that have no say, or none any more, where a plan or passes say it all."""
 
 
 def round_to_multiple(text: str) -> int | None:
@@ -172,6 +192,19 @@ def goal_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, goal=Goal(**given), **kwargs)
 
     return with_goal
+
+
+def settled_by(command: str, *given: str) -> str:
+    """Return a command line without what says how to choose, and with what says it all instead."""
+    kept: list[str] = []
+    words = iter(shlex.split(command))
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in _CHOICES:
+            kept.append(word)
+        elif not value and name not in _FLAGS:
+            next(words, None)
+    return f"{shlex.join(kept)} {' '.join(given)}"
 
 
 def choosing_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from onnxcp.cli.goals import (
     goal_options,
     numbers,
     one_target,
+    settled_by,
 )
 from onnxcp.cli.options import (
     PATH,
@@ -281,6 +282,8 @@ def optimize(
         settings=settings,
         model=str(model),
         command=terminal.command,
+        by_recipe=settled_by(terminal.command, '--passes "$(cat recipe.txt)"'),
+        by_plan=settled_by(terminal.command, "--plan plan.yaml"),
         output=None if target is None else str(target),
         data=None if calibration is None else str(calibration),
         labelled=None if eval_data is None else str(eval_data),

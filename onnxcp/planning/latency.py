@@ -216,9 +216,14 @@ def timing_of(trial: Trial) -> Timing:
     return Timing(trial.a.median, trial.b.median, trial.low, trial.high)
 
 
-def with_random_weights(chain: Chain) -> Chain:
-    """Fill a sketch: zeros could be skipped or fall to denormal numbers, random weights cannot."""
-    steps, *beside = (tuple(map(_with_random_weight, row)) for row in chain.rows)
+def with_random_weights(chain: Chain, seed: int = 0) -> Chain:
+    """Fill a sketch: zeros could be skipped or fall to denormal numbers, random weights cannot.
+
+    Chains of one network need seeds of their own: ONNX Runtime makes one of equal weights, and in
+    half precision leaves nodes that share a weight in a slower layout.
+    """
+    rng = np.random.default_rng(seed)
+    steps, *beside = (tuple(_with_random_weight(step, rng) for step in row) for row in chain.rows)
     return Chain(steps, beside=tuple(beside))
 
 
@@ -252,12 +257,11 @@ def _step_key(step: Step) -> Any:
     return step_weight(step).shape
 
 
-def _with_random_weight(step: Step) -> Step:
+def _with_random_weight(step: Step, rng: np.random.Generator) -> Step:
     if isinstance(step, PickStep):
         return step
     weight = step_weight(step)
     fan_in = int(np.prod(weight.shape[1:]))
-    rng = np.random.default_rng(weight.size)
     values = rng.standard_normal(weight.shape, dtype=np.float32) / np.sqrt(np.float32(fan_in))
     if isinstance(step, ConvStep):
         return ConvStep(values, step.geometry, step.group)

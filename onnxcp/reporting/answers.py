@@ -70,6 +70,7 @@ def speed(result: Optimized) -> Answer:
         said.insert(0, f"rewritten, it was {units.ratio(trial.ratio)} as fast")
     elif not trial.faster:
         said.insert(0, f"{units.ratio(trial.ratio)} as fast")
+    said.append(_undisturbed(trial))
     return Answer(question, headline(result), tuple(said))
 
 
@@ -81,13 +82,14 @@ def cost(result: Optimized, job: Job) -> Answer:
     custom = job.script is not None
     rows = facts.measures(result, custom_score=custom)
     # Errors and agreements are of the new network alone: there is no such thing before.
-    said = [f"{row.label} {row.after}" for row in rows if not row.before]
+    said = [", ".join(f"{row.label} {row.after}" for row in rows if not row.before)]
+    said[0] += f", {facts.compared_on(result, passes_refit=job.passes_refit)}"
     if seen.accuracy is None:
         figure = f"error {next(row.after for row in rows if not row.before)}"
         said.append("accuracy unknown: nothing was given to score on")
     else:
         row, figure = rows[-1], rows[-1].change
-        said.insert(0, f"{row.label} {row.before} → {row.after}")
+        said.insert(0, f"{row.label}: {row.before} → {row.after}")
     if not result.improved:
         tried = f"rewritten: {', '.join(said)}"
         return Answer(question, "None", ("the original is handed back", tried))
@@ -122,7 +124,7 @@ def advice(result: Optimized, job: Job) -> str:
         return f"Do not deploy {name} as it is: {against}."
     said = f"{name} can take its place: inputs and outputs have the same names and shapes"
     if seen.trial.faster:
-        said += f", and it is {units.ratio(seen.trial.ratio)} as fast on this machine"
+        said += f", and it is {units.ratio(seen.trial.ratio)} faster on this machine"
     return f"{said}. {_judged(result, seen, custom=job.script is not None)}."
 
 
@@ -179,7 +181,7 @@ def forecasts(result: Optimized) -> list[Forecasted]:
         left = before - sum(savings)
         if not savings or left <= 0 or result.steps:
             return []
-        what = "time, reckoned from what layers save alone"
+        what = "time, if layers saved in the network what they save alone"
         return [_forecasted(what, units.seconds, left, after)]
     kept, found = planned.kept, []
     if kept.forecast.speedup > 0:  # it may be NaN, and so may the error
@@ -209,3 +211,12 @@ def _whole(result: Optimized) -> Planned | None:
 def _interval(trial: Trial) -> str:
     low_high = units.interval(trial.low, trial.high)
     return f"95 % interval {low_high}, from {trial.pairs} runs of each in turns"
+
+
+def _undisturbed(trial: Trial) -> str:
+    """Say how many runs other processes disturbed: what there is to know of the machine's noise."""
+    if not trial.clean:
+        return "the machine was busy: nearly every run was disturbed by other processes"
+    if not trial.discarded:
+        return "other processes disturbed none of them"
+    return f"{trial.discarded} more were disturbed by other processes, and left out"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxcp import units
 from onnxcp.graph.refusal import Refusal, main_refusal
 from onnxcp.planning.latency import Timing
+from onnxcp.profiling.breakdown import node_names
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.reporting import plans, tuned
 
 if TYPE_CHECKING:
+    from onnxcp.calibration.data import Samples
     from onnxcp.graph.site import Site
     from onnxcp.optimizer import Optimized
     from onnxcp.planned import Planned
@@ -116,12 +118,12 @@ def measures(result: Optimized, *, custom_score: bool = False) -> list[Row]:
     medians = (units.seconds(trial.a.median), units.seconds(trial.b.median))
     slow = (units.seconds(trial.a.p90), units.seconds(trial.b.p90))
     rows = [
-        Row(f"latency{_at_batch(result)}", *medians, gain, strong=True),
+        Row(f"median latency{_at_batch(result)}", *medians, gain, strong=True),
         Row("90th percentile", *slow),
         *_error_rows(seen.differences, result.unfitted if refitted(result) else ()),
     ]
     if seen.accuracy is not None:
-        rows.append(_score_row(*seen.accuracy, custom=custom_score))
+        rows.append(_score_row(*seen.accuracy, result.scored, custom=custom_score))
     return rows
 
 
@@ -130,9 +132,21 @@ def refitted(result: Optimized) -> bool:
     return any(decision.refit is not None for decision in result.decisions)
 
 
-def site_lines(decisions: Iterable[Decision]) -> list[SiteLine]:
+def site_lines(result: Optimized) -> list[SiteLine]:
     """Return what became of each site."""
-    return [_site_line(decision) for decision in decisions]
+    lines = [_site_line(decision) for decision in result.decisions]
+    ends = ", ".join(each.text for each in result.endings if each.changed)
+    if not (ends and result.improved):
+        return lines
+    # What ends a rewrite may take apart what no family was worth it for.
+    models = (*(step.model for step in result.steps), result.model)
+    left = {name for model in models for name in node_names(model.proto.graph)}
+    return [
+        line
+        if line.alone is not None or line.name in left
+        else replace(line, decision=f"{line.decision}; then {ends}, which is exact", changed=True)
+        for line in lines
+    ]
 
 
 def step_lines(result: Optimized, *, custom_score: bool = False) -> list[StepLine]:
@@ -152,6 +166,15 @@ def step_lines(result: Optimized, *, custom_score: bool = False) -> list[StepLin
         error, score = units.error(step.error), shown(step.score)
         lines.append(StepLine(step.name, units.ratio(trial.ratio), interval, error, score))
     return lines
+
+
+def compared_on(result: Optimized, *, passes_refit: bool = False) -> str:
+    """Return what outputs were compared on: ``on the 512 samples that layers were refitted to``."""
+    if result.compared is None:
+        return "on random inputs"
+    fitted = passes_refit or refitted(result) or bool(result.unfitted)
+    count = units.samples(result.compared.count)
+    return f"on the {count} that layers were refitted to" if fitted else f"on {count}"
 
 
 def kernel_text(site: Site) -> str:
@@ -295,23 +318,30 @@ def _shortfall(planned: Planned) -> list[str]:
 
 
 def _refit_notes(result: Optimized, passes_refit: bool) -> list[str]:
+    on = compared_on(result, passes_refit=passes_refit)
     if passes_refit:
         return [
             "What the passes replaced was refitted to the calibration data, without labels; the "
-            "outputs were compared on the same data."
+            f"outputs were compared {on}."
         ]
     if not refitted(result):
         given_up = (
             "Layers were refitted to the calibration data, but that took the outputs of the "
-            "network further from the original's, so the refit was given up."
+            "network further from the original's, so the refit was given up; the outputs were "
+            f"compared {on}."
         )
-        return [given_up] if result.unfitted else []
+        if result.unfitted:
+            return [given_up]
+        return [] if result.compared is None else [f"Outputs were compared {on}."]
     if not any(each.refit is not None and each.refit.improved for each in result.decisions):
-        return ["A refit to the calibration data was tried, and no layer gained by it."]
+        return [
+            "A refit to the calibration data was tried, and no layer gained by it; the outputs "
+            f"were compared {on}."
+        ]
     return [
         "Layers were refitted to the calibration data, without labels. Their output errors are "
-        "those on samples that were not fitted to; the outputs of the network were compared on "
-        "all of the calibration data."
+        "those on a part that was held out; the outputs of the network were compared "
+        f"{on}, that part among them."
     ]
 
 
@@ -343,11 +373,12 @@ def _errors(differences: Sequence[OutputDifference]) -> Iterator[tuple[str, str]
         yield "same top class", units.share(min(agreement), 2)
 
 
-def _score_row(before: float, after: float, *, custom: bool) -> Row:
+def _score_row(before: float, after: float, scored: Samples | None, *, custom: bool) -> Row:
     texts = (units.score(before, custom=custom), units.score(after, custom=custom))
     if custom:
         return Row("score", *texts, f"{after - before:+.4g}".replace("-", "−"), strong=True)
-    return Row("accuracy", *texts, units.points(before, after), strong=True)
+    count = "" if scored is None else f", {units.samples(scored.count)}"
+    return Row(f"accuracy{count}", *texts, units.points(before, after), strong=True)
 
 
 def _site_line(decision: Decision) -> SiteLine:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from onnxcp import units
 from onnxcp.factorize import FactorizePass, Ranks
+from onnxcp.graph.digest import model_digest
 from onnxcp.passes import LowerPass, PassRecord
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.planning.plan import plan_text
@@ -22,7 +23,10 @@ from onnxcp.reporting.plans import RoundLine
 from onnxcp.reporting.spectra import Spectrum, spectra
 from onnxcp.reporting.wiring import Wiring, wirings
 
+_APART = 1.5  # what a network gains over what its layers gain alone, from which on it is told
+
 if TYPE_CHECKING:
+    from onnxcp.calibration.data import Samples
     from onnxcp.optimizer import Optimized
     from onnxcp.reporting.job import Job
 
@@ -49,6 +53,14 @@ class Page:
         What the network costs and does, before and after.
     steps
         What lies between the original and a network of lower precision.
+    asked
+        What was asked for, and how ranks were rounded.
+    families
+        Names of the families that layers were rewritten by, and the chains that they make.
+    sums
+        What layers take alone, all together, beside what the whole network does.
+    again
+        Command lines that carry out the recipe and the plan; "" where there is none.
     notes
         What must be said so that nobody reads too much into the numbers.
     scored
@@ -117,7 +129,12 @@ class Page:
     recipe: str
     plan: str
     given: tuple[tuple[str, str], ...]
-    steps: tuple[StepLine, ...] = ()  # came later: older records are without
+    # What follows came later: older records are without.
+    steps: tuple[StepLine, ...] = ()
+    asked: str = ""
+    families: tuple[tuple[str, str], ...] = ()
+    sums: str = ""
+    again: tuple[str, str] = ("", "")
 
 
 def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page:
@@ -134,7 +151,7 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
     """
     custom = job.script is not None
     seen, planned = result.verification, result.planned
-    machine = describe(job.settings.machine)
+    machine, sites = describe(job.settings.machine), tuple(_sites(result))
     return Page(
         model=job.model,
         output=job.output,
@@ -160,7 +177,7 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
         pictures=tuple(_pictures(result, custom_score=custom)),
         forecasts=tuple(answers.forecasts(result)),
         refitted=facts.refitted(result),
-        sites=tuple(_sites(result)),
+        sites=sites,
         wirings=tuple(_wirings(result)) if result.improved else (),
         spectra=tuple(spectra(result.decisions)),
         refusals=tuple(facts.grouped(result.refusals)),
@@ -171,6 +188,10 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
         recipe=_recipe(result),
         plan="" if result.plan is None else plan_text(result.plan),
         given=tuple(_given(result, job)),
+        asked=_asked(result, job),
+        families=tuple(_families(result)),
+        sums=_sums(result, sites),
+        again=(job.by_recipe, job.by_plan),
     )
 
 
@@ -187,8 +208,44 @@ def _sites(result: Optimized) -> Iterator[SiteLine]:
     """Yield what became of each site, those that stay with their time where a plan looked at it."""
     surveyed = () if result.planned is None else result.planned.sites
     timed = {each.site.name: each.options[0].timing.before for each in surveyed if each.options}
-    for line in facts.site_lines(result.decisions):
+    for line in facts.site_lines(result):
         yield line if line.alone is not None else replace(line, seconds=timed.get(line.name))
+
+
+def _asked(result: Optimized, job: Job) -> str:
+    """Return what was asked for, and how ranks were rounded, in a sentence or two."""
+    if result.plan is None:
+        return ""
+    block = job.settings.round_to
+    ranks = "what was measured to pay here" if block is None else str(block)
+    said = f"Asked for: {result.plan.goal}."
+    if block == 1 or job.settings.plan is not None or not any(d.option for d in result.decisions):
+        return said
+    return f"{said} Ranks are multiples of {ranks}, where a layer has so many channels."
+
+
+def _families(result: Optimized) -> list[tuple[str, str]]:
+    """Return the families that layers were rewritten by, with what each makes of a layer."""
+    chosen = [each.option.family for each in result.decisions if each.option is not None]
+    return sorted({family.name: family.summary for family in chosen}.items())
+
+
+def _sums(result: Optimized, sites: Sequence[SiteLine]) -> str:
+    """Say what layers take alone together, and whether the whole network gains as much."""
+    seen, alone = result.verification, [line.alone for line in sites if line.alone is not None]
+    if seen is None or not alone or result.steps:  # layers may be timed in a lower precision
+        return ""
+    before, after = sum(each.before for each in alone), sum(each.after for each in alone)
+    whole, left = seen.trial.a.median, seen.trial.b.median
+    said = (
+        f"Alone, the rewritten layers take {units.seconds(before)} together and their chains "
+        f"{units.seconds(after)}; the whole network went from {units.seconds(whole)} to "
+        f"{units.seconds(left)}."
+    )
+    saved = before - after
+    if saved > 0 and not 1 / _APART <= (whole - left) / saved <= _APART:
+        said += " The two do not add up here: go by the whole, and take the bars for a hint."
+    return said
 
 
 def _wirings(result: Optimized) -> list[Wiring]:
@@ -221,12 +278,14 @@ def _at_ranks(family: FactorizePass, ranks: Ranks, site: str) -> FactorizePass:
 
 def _given(result: Optimized, job: Job) -> Iterator[tuple[str, str]]:
     """Yield what the outcome depends on besides the command and the versions."""
-    digest = "" if result.plan is None else result.plan.model.digest
-    yield "Model", f"{job.model}, digest {digest}" if digest else job.model
+    yield "Model", f"{job.model}, {_digest(model_digest(result.original))}"
+    if job.output is not None:
+        made = f", {_digest(model_digest(result.model))}" if result.improved else ", the same"
+        yield "Result", f"{job.output}{made}"
     if job.data is not None:
-        yield "Calibration", job.data
+        yield "Calibration", f"{job.data}{_used(result.compared)}"
     if job.labelled is not None:
-        yield "Evaluation", f"{job.labelled}, all samples"
+        yield "Evaluation", f"{job.labelled}{_used(result.scored)}"
     if job.script is not None:
         yield "Evaluation", job.script
     seeds = []
@@ -237,6 +296,17 @@ def _given(result: Optimized, job: Job) -> Iterator[tuple[str, str]]:
     if result.data_is_random:
         seeds.append("random inputs 0")
     yield "Seeds", ", ".join(seeds) or "nothing was drawn"
+
+
+def _used(samples: Samples | None) -> str:
+    """Return how many samples were used, and which."""
+    if samples is None:
+        return ""
+    return f": {units.samples(samples.count)}, {_digest(samples.digest)}"
+
+
+def _digest(text: str) -> str:
+    return f"SHA-256 {text[:16]}…"
 
 
 def _pictures(result: Optimized, *, custom_score: bool) -> list[Picture]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-WIDTH, HEIGHT = 440, 270
-LEFT, RIGHT, TOP, BOTTOM = 60, 426, 14, 220
+WIDTH, HEIGHT = 400, 250
+LEFT, RIGHT, TOP, BOTTOM = 58, 388, 14, 200
 """Edges of the field inside the axes, in units of the drawing; so are all places here."""
 
 Kind = Literal["original", "plan", "taken"]

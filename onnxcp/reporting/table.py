@@ -43,7 +43,7 @@ def sites(result: Optimized) -> Table:
     refitted = facts.refitted(result)
     error = "output error" if refitted else "weight error"
     table = _table("site", "decision", "MACs kept>", f"{error}>", "alone>")
-    for line in facts.site_lines(result.decisions):
+    for line in facts.site_lines(result):
         replaced = line.alone is not None
         errors = line.output_errors
         if errors is not None:

@@ -13,7 +13,7 @@ import torch
 from onnxcp.calibration.data import Data, load_training
 from onnxcp.calibration.sources import CalibrationSource, DataSource
 from onnxcp.errors import DataError, OnnxcpError
-from onnxcp.graph.digest import array_digest, model_digest
+from onnxcp.graph.digest import model_digest
 from onnxcp.graph.model import Model, ModelSource, load
 from onnxcp.graph.origins import Origin, origins
 from onnxcp.profiling.inputs import session_inputs
@@ -263,16 +263,12 @@ def _recalibrate(student: OnnxModule, samples: Samples, training: Training, team
 
 def _run(model: Model, master: Model, data: Data, training: Training, team: Team) -> dict[str, str]:
     """Return what makes a training what it is, by what a person would call it."""
-    arrays = [
-        array_digest(array) for part in data.parts for _, array in sorted(part.arrays.items())
-    ]
-    arrays += [] if data.labels is None else [array_digest(data.labels)]
     plain = replace(training, checkpoint=None, checkpoint_seconds=0.0, resume=False)
     settings = {key.replace("_", " "): repr(value) for key, value in asdict(plain).items()}
     return {
         "model": f"{model_digest(model)} {origins(model.proto)}",
         "teacher": model_digest(master),
-        "data": f"{arrays} {data.normalize}",
+        "data": data.digest,
         "number of processes": str(team.size),
         **settings,
     }

@@ -145,6 +145,8 @@ class TestBench:
                 assert weight.std() * np.sqrt(fan_in) == pytest.approx(1, abs=0.5)
             again = with_random_weights(offers[0].sketch)
             np.testing.assert_array_equal(step_weight(again.steps[0]), step_weight(chain.steps[0]))
+            other = with_random_weights(offers[0].sketch, seed=1)
+            assert (step_weight(other.steps[0]) != step_weight(chain.steps[0])).all()
 
 
 class TestTable:

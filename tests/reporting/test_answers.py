@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,26 @@ class TestSpeed:
     def test_with_its_interval(self, make: Make) -> None:
         found = answers.speed(make())
         assert found.figure == "2.00× faster"
-        assert found.lines == ("95 % interval 1.90 to 2.10, from 10 runs of each in turns",)
+        assert found.lines == (
+            "95 % interval 1.90 to 2.10, from 10 runs of each in turns",
+            "other processes disturbed none of them",
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"discarded": 7}, "7 more were disturbed by other processes, and left out"),
+            ({"clean": False, "discarded": 9}, "the machine was busy: nearly every run"),
+        ],
+    )
+    def test_on_a_machine_that_does_something_else(
+        self, make: Make, change: dict[str, Any], said: str
+    ) -> None:
+        result = make()
+        assert result.verification is not None
+        trial = replace(result.verification.trial, **change)
+        seen = replace(result.verification, trial=trial)
+        assert answers.speed(replace(result, verification=seen)).lines[-1].startswith(said)
 
     def test_of_what_was_not_faster(self, make: Make) -> None:
         found = answers.speed(make(network_ratio=1.0))
@@ -56,13 +76,22 @@ class TestCost:
     def test_in_accuracy(self, make: Make) -> None:
         found = answers.cost(with_accuracy(make(labelled=LABELLED), 0.9146, 0.9065), JOB)
         assert found.figure == "−0.81 points"
-        assert found.lines[0] == "accuracy 91.46 % → 90.65 %"
-        assert any(line.startswith("relative output error") for line in found.lines)
+        assert found.lines[0] == "accuracy, 8 samples: 91.46 % → 90.65 %"
+        assert found.lines[1].startswith("relative output error")
+        assert found.lines[1].endswith(" %, on 8 samples")
+
+    def test_on_what_was_fitted_to(self, make: Make) -> None:
+        error, *_ = answers.cost(make(data=CALIBRATION), JOB).lines
+        assert error.endswith(", on the 64 samples that layers were refitted to")
+
+    def test_on_random_inputs(self, make: Make) -> None:
+        error, *_ = answers.cost(make(), JOB).lines
+        assert error.endswith(", on random inputs")
 
     def test_in_a_score(self, make: Make) -> None:
         job = replace(JOB, script="f.py:score")
         found = answers.cost(with_accuracy(make(), 33.25, 33.0), job)
-        assert (found.figure, found.lines[0]) == ("−0.25", "score 33.25 → 33")
+        assert (found.figure, found.lines[0]) == ("−0.25", "score: 33.25 → 33")
 
     def test_in_errors_where_accuracy_is_not_known(self, make: Make) -> None:
         found = answers.cost(with_outputs(make(), CLOSE), JOB)
@@ -90,7 +119,7 @@ class TestAdvice:
         said = answers.advice(with_accuracy(make(), 0.9146, 0.9065), JOB)
         assert said == (
             "out.onnx can take its place: inputs and outputs have the same names and shapes, and "
-            "it is 2.00× as fast on this machine. Deploy it if an accuracy of 90.65 % in place of "
+            "it is 2.00× faster on this machine. Deploy it if an accuracy of 90.65 % in place of "
             "91.46 % is good enough for you."
         )
 
@@ -132,7 +161,7 @@ class TestForecasts:
     def test_from_layers_alone(self, make: Make) -> None:
         result = make(network_ratio=5.0)  # 5 ms before, of which the layer alone saves 2 ms
         (time,) = answers.forecasts(result)
-        assert time.row.label == "time, reckoned from what layers save alone"
+        assert time.row.label == "time, if layers saved in the network what they save alone"
         assert (time.row.before, time.row.after) == ("3.00 ms", "1.00 ms")
 
     def test_not_from_layers_in_a_lower_precision(self, make: Make) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 from onnxcp.graph.refusal import Reason, Refusal, main_refusal
@@ -20,17 +21,34 @@ def test_sizes_shrink(make: Make) -> None:
 def test_measures_with_labels(make: Make) -> None:
     rows = {row.label: row for row in facts.measures(make(labelled=LABELLED))}
     assert list(rows) == [
-        "latency, batch 4",
+        "median latency, batch 4",
         "90th percentile",
         "relative output error",
         "same top class",
-        "accuracy",
+        "accuracy, 8 samples",
     ]
-    assert rows["latency, batch 4"].before == "2.00 ms"
-    assert rows["latency, batch 4"].after == "1.00 ms"
-    assert rows["latency, batch 4"].change == "2.00× (1.90 to 2.10)"
-    assert rows["accuracy"].change.endswith("points")
-    assert [label for label, row in rows.items() if row.strong] == ["latency, batch 4", "accuracy"]
+    assert rows["median latency, batch 4"].before == "2.00 ms"
+    assert rows["median latency, batch 4"].after == "1.00 ms"
+    assert rows["median latency, batch 4"].change == "2.00× (1.90 to 2.10)"
+    assert rows["accuracy, 8 samples"].change.endswith("points")
+    assert [label for label, row in rows.items() if row.strong] == [
+        "median latency, batch 4",
+        "accuracy, 8 samples",
+    ]
+
+
+def test_a_layer_that_only_an_exact_pass_took_apart(make: Make) -> None:
+    result = make()
+    names = [node.name for node in result.model.proto.graph.node]
+    model = result.model.with_proto(copy.deepcopy(result.model.proto))
+    model.proto.graph.node[names.index("fc")].name = "fc/rest"
+    end = replace(result.records[0], text="split-maxout", changed=True)
+    _, fc = facts.site_lines(replace(result, model=model, endings=(end,)))
+    assert fc.changed
+    assert fc.decision.startswith("left alone: ")
+    assert fc.decision.endswith("; then split-maxout, which is exact")
+    _, fc = facts.site_lines(replace(result, endings=(end,)))
+    assert not fc.changed
 
 
 def test_a_score_keeps_its_own_unit(make: Make) -> None:
@@ -47,7 +65,7 @@ def test_nothing_is_measured_where_nothing_was_rewritten(make: Make) -> None:
 
 
 def test_sites(make: Make) -> None:
-    conv, fc = facts.site_lines(make().decisions)
+    conv, fc = facts.site_lines(make())
     assert conv.kernel == "Conv 24×16×3×3"
     assert conv.decision.split(", rank ")[0] in ("tucker2", "channel-svd")
     assert conv.macs_kept is not None
@@ -60,7 +78,7 @@ def test_sites(make: Make) -> None:
 
 class TestRefit:
     def test_of_sites(self, make: Make) -> None:
-        conv, fc = facts.site_lines(make(data=CALIBRATION).decisions)
+        conv, fc = facts.site_lines(make(data=CALIBRATION))
         for line in (conv, fc):
             assert line.changed
             assert line.output_errors is not None
@@ -69,7 +87,7 @@ class TestRefit:
         assert (fc.macs_kept, fc.alone) == (None, None)
 
     def test_of_which_no_error_is_known(self, unknown: Optimized) -> None:
-        conv, fc = facts.site_lines(unknown.decisions)
+        conv, fc = facts.site_lines(unknown)
         assert (conv.output_errors, fc.output_errors) == (None, None)
         assert (conv.changed, fc.changed) == (True, False)
         assert fc.decision.startswith("left alone: ")
@@ -110,14 +128,17 @@ def test_refusals_of_one_reason_come_together() -> None:
     assert facts.grouped([*many, other]) == [("a, b, c and 2 more", "thin"), ("q", "coarse")]
 
 
+COMPARED = "Outputs were compared on 8 samples."
+
+
 class TestNotes:
     def test_random_inputs_and_unknown_accuracy(self, make: Make) -> None:
         said = " ".join(facts.notes(make()))
         assert "random inputs" in said
         assert "Accuracy unknown" in said
 
-    def test_nothing_to_say(self, make: Make) -> None:
-        assert facts.notes(make(labelled=LABELLED)) == []
+    def test_little_to_say(self, make: Make) -> None:
+        assert facts.notes(make(labelled=LABELLED)) == [COMPARED]
 
     def test_outputs_that_went_wrong(self, make: Make) -> None:
         result = make(labelled=LABELLED)
@@ -129,20 +150,22 @@ class TestNotes:
         seen = replace(result.verification, differences=wrong)
         said = facts.notes(replace(result, verification=seen))
         assert said == [
+            COMPARED,
             "Output 'y' is no tensor.",
             "Output 'z' holds infinite values or NaN where the original's does not.",
         ]
 
     def test_accuracy_is_unknown_with_calibration_data_too(self, make: Make) -> None:
         refit, accuracy = facts.notes(make(data=CALIBRATION))
-        assert "on samples that were not fitted to" in refit
+        assert "on a part that was held out" in refit
+        assert "compared on the 64 samples that layers were refitted to" in refit
         assert "without labels" in refit
         assert accuracy.startswith("Accuracy unknown")
 
     def test_a_refit_that_was_given_up(self, given_up: Optimized) -> None:
         said = facts.notes(given_up)
         assert "further from the original's" in said[0]
-        assert said[0].endswith("so the refit was given up.")
+        assert "so the refit was given up; the outputs were compared on the 64 samples" in said[0]
 
     def test_a_refit_from_which_no_layer_gained(self, unknown: Optimized) -> None:
         assert "no layer gained by it" in facts.notes(unknown)[0]
@@ -156,7 +179,7 @@ class TestNotes:
         assert result.verification is not None
         trial = replace(result.verification.trial, clean=False)
         seen = replace(result.verification, trial=trial)
-        (said,) = facts.notes(replace(result, verification=seen))
+        _, said = facts.notes(replace(result, verification=seen))
         assert "The machine was busy" in said
 
 
@@ -166,7 +189,7 @@ VERIFIED = FORECAST.replace("3.01", "2.00")
 
 class TestNotesOnPlans:
     def test_how_far_the_forecast_was_from_what_was_verified(self, planned: Optimized) -> None:
-        assert facts.notes(planned) == [VERIFIED]
+        assert facts.notes(planned) == [VERIFIED, COMPARED]
 
     def test_a_goal_out_of_reach_comes_first(self, planned: Optimized) -> None:
         said = facts.notes(replace(planned, planned=SHORT))
@@ -180,7 +203,7 @@ class TestNotesOnPlans:
 
     def test_layers_that_were_given_back(self, planned: Optimized) -> None:
         decisions = tuple(replace(each, candidates=()) for each in planned.decisions)
-        note, more = facts.notes(replace(planned, decisions=decisions))
+        note, more, _ = facts.notes(replace(planned, decisions=decisions))
         assert note == FORECAST
         assert more.endswith("were then given back.")
 

@@ -74,7 +74,7 @@ def test_no_style_fetches_anything(make: Make) -> None:
 def test_the_verdict_comes_before_the_cost_and_the_cost_before_the_layers(page: Page) -> None:
     order = [
         "How much faster?", "95 % interval 1.90 to 2.10", "At what cost?", "points",
-        "On what machine?", "as fast on this machine", "latency, batch 4", "MACs per sample",
+        "On what machine?", "faster on this machine", "median latency, batch 4", "MACs per sample",
         "What was decided for every layer", "Not eligible", "What stood in the place",
         "How to do it again", "Measured on", "Seeds", "What each pass did",
     ]  # fmt: skip
@@ -243,7 +243,7 @@ def test_sites_that_stay_have_one_bar(make: Make) -> None:
 
 def test_the_title_is_the_name_of_the_file(make: Make) -> None:
     page = Page(rendered(make(), replace(JOB, model="some/where/net.onnx")))
-    assert "some/where/net.onnx, digest" in page.text
+    assert "some/where/net.onnx, SHA-256" in page.text
     assert page.text.count("some/where/net.onnx") == 1
 
 

@@ -76,11 +76,17 @@ def test_the_plan_is_the_file_that_save_plan_writes(planned: Optimized) -> None:
 
 
 def test_what_it_was_made_from(make: Make) -> None:
-    job = replace(JOB, data="pictures, 64 samples, seed 0", labelled="test.npz")
-    given = dict(page_of(make(data=CALIBRATION), job).given)
-    assert given["Calibration"] == "pictures, 64 samples, seed 0"
-    assert given["Evaluation"] == "test.npz, all samples"
-    assert "digest" in given["Model"]
+    job = replace(JOB, data="pictures, at most 64 samples, seed 0", labelled="test.npz")
+    result = make(data=CALIBRATION, labelled=LABELLED)
+    given = dict(page_of(result, job).given)
+    begin, samples, digest = given["Calibration"].partition(": 64 samples, SHA-256 ")
+    assert (begin, samples != "") == (job.data, True)
+    assert result.compared is not None
+    assert result.compared.digest.startswith(digest.removesuffix("…"))
+    assert given["Evaluation"].startswith("test.npz: 8 samples, SHA-256 ")
+    assert "SHA-256" in given["Model"]
+    assert given["Result"].startswith("out.onnx, SHA-256 ")
+    assert given["Result"].partition(", ")[2] != given["Model"].partition(", ")[2]
     assert given["Seeds"] == "refit 0"
 
 
@@ -100,6 +106,34 @@ def test_sites_that_stay_have_the_time_that_a_plan_found(make: Make) -> None:
     conv, fc = page_of(replace(result, decisions=left), JOB).sites
     assert (conv.alone, conv.seconds) == (None, 3e-3)
     assert fc.seconds is None
+
+
+def test_what_was_asked_for_and_what_families_are(make: Make) -> None:
+    page = page_of(make(), JOB)
+    assert page.asked == "Asked for: 50 % of each layer's MACs."
+    ((name, chain),) = page.families
+    assert page.sites[0].decision.startswith(name)
+    assert "conv" in chain
+    rounded = replace(SETTINGS, round_to=4)
+    asked = page_of(make(settings=rounded), replace(JOB, settings=rounded)).asked
+    assert asked.endswith("Ranks are multiples of 4, where a layer has so many channels.")
+
+
+@pytest.mark.parametrize(("scale", "warned"), [(1.0, False), (10.0, True), (0.01, True)])
+def test_layers_alone_beside_the_whole(make: Make, scale: float, warned: bool) -> None:
+    result = make()
+    conv, fc = result.decisions
+    assert conv.option is not None
+    assert result.verification is not None
+    saved = result.verification.trial.a.median - result.verification.trial.b.median
+    before = 1.5 * saved * scale
+    timing = replace(conv.option.timing, before=before, after=before / 3)
+    first, *others = conv.candidates
+    first = replace(first, option=replace(conv.option, timing=timing))
+    conv = replace(conv, candidates=(first, *others))
+    sums = page_of(replace(result, decisions=(conv, fc)), JOB).sums
+    assert "the whole network went from 2.00 ms to 1.00 ms" in sums
+    assert ("do not add up" in sums) is warned
 
 
 def test_what_passes_rewrote_is_drawn_too(make: Make) -> None:
