@@ -476,8 +476,11 @@ def _wanted(settings: Settings) -> str:
     if settings.plan is not None:
         return settings.plan.goal
     if isinstance(settings.macs, Mapping):
-        shares = ", ".join(f"{name}: {share:g}" for name, share in settings.macs.items())
-        return f"shares of each layer's MACs of {shares}"
+        others = [f"{name}: {100 * s:g} %" for name, s in settings.macs.items() if name != "*"]
+        first = settings.macs.get("*")
+        whole = "" if first is None else f"{100 * first:g} % of each layer's MACs"
+        some = f"of the MACs of {', '.join(others)}"
+        return f"{whole}; {some}" if whole else some
     if settings.macs is not None:
         return f"{100 * settings.macs:g} % of each layer's MACs"
     if settings.energy is not None:

@@ -312,21 +312,21 @@ class Builder:
         network, _ = work.finished(splice(self._bare.prepared, chains))
         return race(work, work.timed_as(network), self._seconds)
 
-    def build(self, choice: Choice, planner: Planner) -> Attempt[Rewrite]:
+    def build(self, choice: Choice, planner: Planner, *, compete: bool = True) -> Attempt[Rewrite]:
         """Decompose, refit and compare; options whose factors cancel are taken off the list."""
         work = self._work
         candidates: dict[Site, tuple[Candidate, ...]] = {}
-        self._decompose(
-            each
+        rivals = {
+            option: self._rivals(option, planner) if compete else []
             for option in choice.options.values()
-            for each in (option, *self._rivals(option, planner))
-        )
+        }
+        self._decompose(each for option, others in rivals.items() for each in (option, *others))
         for done, (site, option) in enumerate(choice.options.items()):
             work.progress(f"{site.name}: checking its rounding", done, len(choice.options))
             chosen = self._candidate(option, planner)
             if chosen is not None:
-                rivals = [self._candidate(each, planner) for each in self._rivals(option, planner)]
-                candidates[site] = (chosen, *(each for each in rivals if each is not None))
+                others = [self._candidate(each, planner) for each in rivals[option]]
+                candidates[site] = (chosen, *(each for each in others if each is not None))
         decisions = tuple(_decision(each, candidates.get(each.site, ())) for each in planner.sites)
         rewrite = settled(work, replace(self._bare, decisions=decisions))
         options = {each.site: each.option for each in rewrite.decisions if each.option is not None}

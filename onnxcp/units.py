@@ -70,6 +70,11 @@ def ratio(value: float | None) -> str:
     return NONE if value is None or math.isnan(value) else f"{digits(value)}×"
 
 
+def faster(value: float) -> str:
+    """Return how many times faster: ``6.78× faster``; ``0.970× as fast`` of what is no faster."""
+    return f"{ratio(value)} {'faster' if value > 1 else 'as fast'}"
+
+
 def interval(low: float, high: float) -> str:
     """Return an interval of two ratios: ``6.70 to 6.85``."""
     return f"{digits(low)} to {digits(high)}"

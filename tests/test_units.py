@@ -75,3 +75,13 @@ def test_changes() -> None:
 @pytest.mark.parametrize(("value", "text"), [((1, 3, 224), "1×3×224"), ((), "scalar"), (None, "–")])
 def test_shapes(value: tuple[int, ...] | None, text: str) -> None:
     assert units.shape(value) == text
+
+
+def test_faster_is_only_what_is() -> None:
+    assert units.faster(6.784) == "6.78× faster"
+    assert units.faster(0.97) == "0.970× as fast"
+    assert units.faster(1.0) == "1.00× as fast"
+
+
+def test_samples() -> None:
+    assert [units.samples(count) for count in (1, 1024)] == ["1 sample", "1,024 samples"]

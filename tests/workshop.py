@@ -30,6 +30,8 @@ class Workshop:
         Tells options whose factors cancel.
     score
         What a network of a certain error scores.
+    closer
+        What turns out to be closer than an option, at the same cost alone.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Workshop:
         before: float = seconds(COUNT),
         unfit: Callable[[Option], bool] = lambda _: False,
         score: Callable[[float], float] | None = None,
+        closer: Callable[[Option], Option] = lambda option: option,
     ) -> None:
         self.speed, self.loss, self.before, self.unfit = speed, loss, before, unfit
-        self.score = score
+        self.score, self.closer = score, closer
         self.timed: list[Choice] = []
         self.built: list[Choice] = []
 
@@ -51,12 +54,14 @@ class Workshop:
         self.timed.append(choice)
         return trial(self.before, self.before - speed * saving(choice))
 
-    def build(self, choice: Choice, planner: Planner) -> Attempt[Choice]:
+    def build(self, choice: Choice, planner: Planner, *, compete: bool = True) -> Attempt[Choice]:
         self.built.append(choice)
         fit = {site: o for site, o in choice.options.items() if not self.unfit(o)}
         for site, option in choice.options.items():
             if site not in fit:
                 planner.forget(option, Refusal(site.name, Reason.INACCURATE, "terms cancel"))
+        if compete:
+            fit = {site: self.closer(option) for site, option in fit.items()}
         made = Choice(fit, choice.reached)
         error = self.error(made)
         # Where nothing is left there is no network to be scored.

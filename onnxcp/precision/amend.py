@@ -55,7 +55,7 @@ def _settle_biases(graph: onnx.GraphProto) -> None:
         matrix = weights.get(node.input[1])
         if matrix is None or bias.size not in (1, *bias.shape[-1:]):
             continue  # one for every row of the product
-        wanted = (matrix.dims[_axis(node, 2)],)
+        wanted = (matrix.dims[output_axis(node, 2)],)
         if bias.shape == wanted and factor == 1.0:
             continue
         made = np.broadcast_to(bias.reshape(-1), wanted) * np.asarray(factor, bias.dtype)
@@ -78,7 +78,7 @@ def _part_weights(graph: onnx.GraphProto) -> None:
             continue
         name = node.input[1]
         known = axes.setdefault(name, {})
-        axis = _axis(node, len(weights[name].dims))
+        axis = output_axis(node, len(weights[name].dims))
         if known and axis not in known:
             copy = onnx.TensorProto()
             copy.CopyFrom(weights[name])
@@ -110,7 +110,7 @@ def _part_outputs(graph: onnx.GraphProto) -> None:
         graph.node.append(onnx.helper.make_node("Identity", [inner], [output.name], f"{inner}_out"))
 
 
-def _axis(node: onnx.NodeProto, ndim: int) -> int:
+def output_axis(node: onnx.NodeProto, ndim: int) -> int:
     """Return the axis of a node's weight that goes over its outputs."""
     match node.op_type:
         case "Conv":

@@ -1,6 +1,7 @@
-"""The free gauge of a chain of convolutions, chosen so that both of two factors quantize well.
+"""The free gauge of a chain, chosen so that both of two factors quantize well.
 
-Between two convolutions with nothing in between, every rank may be scaled by any s > 0: the first
+Between two convolutions, or two products with matrices, with nothing in between, every rank may be
+scaled by any s > 0: the first
 makes s times as much of it and the second takes it s times less. The tensor between them is
 quantized with one scale for all of its ranks, and a filter of the second with one scale for all
 that it reads; the first has a scale for every filter, so it is quantized equally well whatever s
@@ -18,13 +19,14 @@ alpha is 1 ahead of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from onnxcp.graph.model import Model
 from onnxcp.graph.walk import attributes, names_captured
+from onnxcp.precision.amend import output_axis
 from onnxcp.precision.watch import channel_maxima
 from onnxcp.profiling.compare import Batch
 from onnxcp.profiling.machine import Machine
@@ -34,9 +36,11 @@ ALPHA = 0.7
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two convolutions in a row: their weights, the bias of the first, and what lies between.
+    """Two factors in a row: their weights, the bias of the first, and what lies between.
 
-    `axis` is that of the second weight which goes over what it reads.
+    `axis` is that of the first weight which goes over what it makes, `reads` that of the second
+    which goes over what it reads, and `ranks` that of the tensor between which goes over ranks.
+    `evened` says that the second has a scale for each of them, too.
     """
 
     first: str
@@ -44,12 +48,15 @@ class _Pair:
     second: str
     between: str
     axis: int
+    reads: int
+    ranks: int
+    evened: bool = False
 
 
 def balance(
     model: Model, batches: Iterable[Batch], machine: Machine, alpha: float = ALPHA
 ) -> tuple[Model, int]:
-    """Scale the ranks between convolutions in a row; what the network computes stays the same.
+    """Scale the ranks between factors in a row; what the network computes stays the same.
 
     Parameters
     ----------
@@ -74,28 +81,31 @@ def balance(
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     weights = {each.name: each for each in proto.graph.initializer}
-    sizes = channel_maxima(model, [each.between for each in pairs], batches, machine)
+    sizes = channel_maxima(model, {each.between: each.ranks for each in pairs}, batches, machine)
     for pair in pairs:  # what a pair makes in the end is what it was: others do not notice
         second = onnx.numpy_helper.to_array(weights[pair.second])
-        others = tuple(axis for axis in range(second.ndim) if axis != pair.axis)
+        others = tuple(axis for axis in range(second.ndim) if axis != pair.reads)
         reads = np.abs(second).max(axis=others).astype(np.float64)
         made = sizes[pair.between]
         known = (made > 0) & (reads > 0)
-        given = alpha if pair.axis else 1.0
+        given = 1.0 if pair.evened else alpha
         scale = np.ones_like(made)
         scale[known] = reads[known] ** (1 - given) / made[known] ** given
         if known.any():
             scale[known] /= np.exp(np.log(scale[known]).mean())
         first = onnx.numpy_helper.to_array(weights[pair.first])
-        _put(weights[pair.first], first * _along(scale, 0, first.ndim))
-        _put(weights[pair.second], second / _along(scale, pair.axis, second.ndim))
+        _put(weights[pair.first], first * _along(scale, pair.axis, first.ndim))
+        _put(weights[pair.second], second / _along(scale, pair.reads, second.ndim))
         if pair.bias is not None:
             _put(weights[pair.bias], onnx.numpy_helper.to_array(weights[pair.bias]) * scale)
     return model.with_proto(proto), len(pairs)
 
 
 def _pairs(graph: onnx.GraphProto) -> list[_Pair]:
-    """Find convolutions that nothing but another one reads, of one group or of one per channel."""
+    """Find convolutions that nothing but another one reads, of one group or of one per channel.
+
+    The same of products with matrices.
+    """
     shapes = {each.name: tuple(each.dims) for each in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -110,7 +120,7 @@ def _pairs(graph: onnx.GraphProto) -> list[_Pair]:
     found = []
     for node in graph.node:
         following = readers.get(node.output[0], []) if node.output else []
-        if not _is_conv(node) or len(following) != 1 or not _is_conv(following[0]):
+        if len(following) != 1 or not _of_a_kind(node, following[0]):
             continue
         (after,) = following
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
@@ -118,15 +128,28 @@ def _pairs(graph: onnx.GraphProto) -> list[_Pair]:
             continue
         if not (own(node.input[1]) and own(after.input[1])):
             continue
-        groups = attributes(after).get("group", 1)
-        if groups == 1 or shapes[after.input[1]][:2] == (groups, 1):
-            axis = 1 if groups == 1 else 0
-            found.append(_Pair(node.input[1], bias, after.input[1], node.output[0], axis))
+        first, second = shapes[node.input[1]], shapes[after.input[1]]
+        between, axis = node.output[0], output_axis(node, len(first))
+        pair = _Pair(node.input[1], bias, after.input[1], between, axis, reads=1, ranks=1)
+        if node.op_type == "Conv":
+            groups = attributes(after).get("group", 1)
+            if groups == 1:
+                found.append(pair)
+            elif second[:2] == (groups, 1):
+                found.append(replace(pair, reads=0, evened=True))
+        elif len(first) == len(second) == 2:
+            found.append(replace(pair, reads=1 - output_axis(after, 2), ranks=-1))
     return found
 
 
-def _is_conv(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Conv" and node.domain in ("", "ai.onnx")
+def _of_a_kind(first: onnx.NodeProto, second: onnx.NodeProto) -> bool:
+    """Tell whether two nodes are convolutions, or products of samples with a matrix."""
+    if any(each.domain not in ("", "ai.onnx") for each in (first, second)):
+        return False
+    if first.op_type == "Conv":
+        return second.op_type == "Conv"
+    products = all(each.op_type in ("Gemm", "MatMul") for each in (first, second))
+    return products and not attributes(second).get("transA")
 
 
 def _along(scale: np.ndarray, axis: int, ndim: int) -> np.ndarray:

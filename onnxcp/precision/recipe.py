@@ -46,7 +46,7 @@ class Recipe:
     keep
         Names of nodes that stay float, as patterns of a shell (`qdq.exactly`).
     balanced
-        Whether ranks between convolutions in a row are scaled first.
+        Whether ranks between factors in a row are scaled first.
     corrected
         Whether biases are corrected afterwards.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,13 @@ def channel_means(
 
 
 def channel_maxima(
-    model: Model, tensors: Sequence[str], batches: Iterable[Batch], machine: Machine
+    model: Model, tensors: Mapping[str, int], batches: Iterable[Batch], machine: Machine
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the largest magnitude of every channel (axis 1) of tensors."""
+    """Return the largest magnitude of every channel of tensors, by name; given is their axis."""
     most: dict[str, npt.NDArray[np.float64]] = {}
-    for found in watch(model, tensors, batches, machine):
+    for found in watch(model, list(tensors), batches, machine):
         for name, value in found.items():
-            size = np.abs(np.moveaxis(value, 1, 0).reshape(value.shape[1], -1)).max(axis=1)
+            axis = tensors[name]
+            size = np.abs(np.moveaxis(value, axis, 0).reshape(value.shape[axis], -1)).max(axis=1)
             most[name] = np.maximum(most.get(name, 0.0), size)
     return most

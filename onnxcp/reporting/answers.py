@@ -54,7 +54,7 @@ def headline(result: Optimized) -> str:
     seen = result.verification
     if result.improved and seen is not None:
         if seen.trial.faster or result.after is None:
-            return f"{units.ratio(seen.trial.ratio)} faster"
+            return units.faster(seen.trial.ratio)
         return f"{units.ratio(result.before.nbytes / result.after.nbytes)} smaller"
     return "Left as it was"
 
@@ -67,9 +67,9 @@ def speed(result: Optimized) -> Answer:
     trial = result.verification.trial
     said = [_interval(trial)]
     if not result.improved:
-        said.insert(0, f"rewritten, it was {units.ratio(trial.ratio)} as fast")
+        said.insert(0, f"rewritten, it was {units.faster(trial.ratio)}")
     elif not trial.faster:
-        said.insert(0, f"{units.ratio(trial.ratio)} as fast")
+        said.insert(0, units.faster(trial.ratio))
     said.append(_undisturbed(trial))
     return Answer(question, headline(result), tuple(said))
 
@@ -124,7 +124,7 @@ def advice(result: Optimized, job: Job) -> str:
         return f"Do not deploy {name} as it is: {against}."
     said = f"{name} can take its place: inputs and outputs have the same names and shapes"
     if seen.trial.faster:
-        said += f", and it is {units.ratio(seen.trial.ratio)} faster on this machine"
+        said += f", and it is {units.faster(seen.trial.ratio)} on this machine"
     return f"{said}. {_judged(result, seen, custom=job.script is not None)}."
 
 

@@ -30,7 +30,7 @@ class Bars:
     before_width, after_width
         Their lengths in percent of the longest bar of the figure.
     ratio
-        How many times faster, as text.
+        How many times faster, or as fast, as text.
     about
         Whether the second time was not measured but reckoned from others.
     """
@@ -126,5 +126,5 @@ def _bars(before: float, after: float, longest: float = 0.0) -> Bars:
         after=units.seconds(after),
         before_width=round(100 * before / longest, 2),
         after_width=round(min(100.0, 100 * after / longest), 2),
-        ratio=units.ratio(before / after),
+        ratio=units.faster(before / after),
     )

@@ -56,7 +56,8 @@ class Page:
     asked
         What was asked for, and how ranks were rounded.
     families
-        Names of the families that layers were rewritten by, and the chains that they make.
+        Names of the families that layers were rewritten by, and of what ended the rewrite, and
+        what each makes of a layer.
     sums
         What layers take alone, all together, beside what the whole network does.
     again
@@ -225,9 +226,11 @@ def _asked(result: Optimized, job: Job) -> str:
 
 
 def _families(result: Optimized) -> list[tuple[str, str]]:
-    """Return the families that layers were rewritten by, with what each makes of a layer."""
+    """Return the families that layers were rewritten by, and what came last, in a line each."""
     chosen = [each.option.family for each in result.decisions if each.option is not None]
-    return sorted({family.name: family.summary for family in chosen}.items())
+    ends = [parse_pipeline(each.text)[0] for each in result.endings if each.changed]
+    said = sorted({family.name: family.summary for family in chosen}.items())
+    return [*said, *((each.name, each.summary) for each in ends)]
 
 
 def _sums(result: Optimized, sites: Sequence[SiteLine]) -> str:

@@ -1,7 +1,7 @@
 """int8 by ONNX Runtime's quantizer, as the last pass.
 
 1. Constants are folded, nodes named, the opset raised to 13 if it is lower.
-2. Ranks between convolutions in a row are scaled so that both quantize well (balanced factors).
+2. Ranks between factors in a row are scaled so that both quantize well (balanced factors).
 3. Samples go through the network for the ranges of its activations.
 4. QuantizeLinear and DequantizeLinear are put around what has integer kernels.
 5. Biases make up for the means that this has moved.

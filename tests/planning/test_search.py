@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcp.planning.goal import Goal
+from onnxcp.planning.option import Option
 from onnxcp.planning.planner import Choice, Planner
 from onnxcp.planning.search import Outcome, outline, search
 from onnxcp.planning.survey import Surveyed
-from tests.plans import seconds, sites, surveyed
+from tests.plans import SPATIAL, SVD, seconds, sites, surveyed
 from tests.workshop import COUNT, Workshop, kept, saving
 
 
@@ -60,6 +62,30 @@ class TestSpeed:
         assert last.sites == len(outcome.attempt.choice.options)
         # Only what is taken is built.
         assert shop.built == [shop.timed[-1]]
+
+    @pytest.mark.parametrize(("slower", "built"), [(1.0, 1), (1.01, 1), (1.3, 2), (0.9, 1)])
+    def test_what_takes_the_place_of_an_option_has_to_be_as_fast(
+        self, slower: float, built: int
+    ) -> None:
+        """It was no dearer alone, but within the network it may be."""
+
+        def closer(option: Option) -> Option:
+            timing = replace(option.timing, after=slower * option.timing.after)
+            return replace(option, family=SPATIAL, timing=timing, error=option.error / 4)
+
+        shop = Workshop(closer=closer)
+        outcome = search(planner(), Goal(speedup=2.0), shop)
+        assert outcome.attempt is not None
+        assert len(shop.built) == built
+        families = {each.family for each in outcome.attempt.choice.options.values()}
+        assert families == ({SPATIAL} if built == 1 else {SVD})
+        last = kept(outcome)
+        assert last.error == outcome.attempt.error
+        assert last.before == shop.before
+        assert last.after == pytest.approx(shop.before - saving(outcome.attempt.choice))
+        # What was built and timed in vain is told, too.
+        assert len(outcome.rounds) == 2
+        assert all(each.after is not None for each in outcome.rounds)
 
     def test_that_is_met_at_once_takes_one_round(self) -> None:
         shop = Workshop()

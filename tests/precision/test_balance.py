@@ -13,7 +13,7 @@ from onnxcp.precision.qdq import prepare, quantize
 from onnxcp.precision.ranges import calibrate
 from onnxcp.precision.watch import channel_maxima
 from onnxcp.profiling.machine import Machine
-from tests.networks import Array, initializers, model_of, noise
+from tests.networks import Array, initializers, model_of, noise, run
 from tests.quantized import branch, error, network, samples
 
 MACHINE = Machine()
@@ -72,9 +72,52 @@ def test_ranks_come_to_one_range_where_the_second_has_a_scale_for_each() -> None
     assert error(made, proto) < 1e-5
     # What the first makes of samples has one largest magnitude in all ranks.
     (between,) = (node.output[0] for node in made.proto.graph.node if node.name == "a")
-    sizes = channel_maxima(made, [between], samples(), MACHINE)[between]
+    sizes = channel_maxima(made, {between: 1}, samples(), MACHINE)[between]
     np.testing.assert_allclose(sizes, sizes[0], rtol=1e-4)
     assert {each.dtype for each in initializers(made.proto).values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(("op", "transposed"), [("Gemm", False), ("Gemm", True), ("MatMul", False)])
+def test_products_with_matrices_in_a_row(op: str, transposed: bool) -> None:
+    """Ranks are along the last axis of what lies between, and either axis of a matrix."""
+    rng = np.random.default_rng(3)
+    rank = np.array([1, 30, 0.02, 5, 0.1, 1], np.float32)
+    a = rng.standard_normal((12, 6)).astype(np.float32) * rank
+    b = rng.standard_normal((6, 5)).astype(np.float32) / rank[:, None]
+    weights = {"a": a.T if transposed else a, "b": b.T if transposed else b}
+    attributes = {"transB": 1} if transposed else {}
+    more = {"Gemm": (["c"], ["d"]), "MatMul": ([], [])}[op]
+    if op == "Gemm":
+        weights |= {"c": rank * noise(6, seed=4), "d": noise(5, seed=5)}
+    nodes = [
+        onnx.helper.make_node(op, ["x", "a", *more[0]], ["h"], name="one", **attributes),
+        onnx.helper.make_node(op, ["h", "b", *more[1]], ["y"], name="two", **attributes),
+    ]
+    shape = (8, 12) if op == "Gemm" else (8, 3, 12)
+    proto = model_of(nodes, inputs={"x": ("N", *shape[1:])}, weights=weights)
+    batches = [{"x": noise(*shape, seed=k)} for k in range(4)]
+    exact = np.concatenate([run(load(proto), each)[0] for each in batches])
+
+    def off(model: Model) -> float:
+        got = np.concatenate([run(model, each)[0] for each in batches])
+        return float(np.linalg.norm(got - exact) / np.linalg.norm(exact))
+
+    prepared = prepare(load(proto))
+    made, count = balance(prepared, batches, MACHINE)
+    assert count == 1
+    assert off(made) < 1e-5
+    before, after = (off(quantize(each, calibrate(each, batches))) for each in (prepared, made))
+    assert after < before / 2
+
+
+def test_what_is_transposed_ahead_of_a_product_is_no_rank() -> None:
+    nodes = [
+        onnx.helper.make_node("Gemm", ["x", "a"], ["h"], name="one"),
+        onnx.helper.make_node("Gemm", ["h", "b"], ["y"], name="two", transA=1),
+    ]
+    weights = {"a": noise(4, 6), "b": noise(8, 5)}
+    proto = model_of(nodes, inputs={"x": (8, 4)}, weights=weights)
+    assert balance(prepare(load(proto)), [{"x": noise(8, 4)}], MACHINE)[1] == 0
 
 
 def test_what_something_else_reads_is_left_alone() -> None:

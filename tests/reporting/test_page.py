@@ -29,6 +29,7 @@ def test_the_recipe_names_what_ended_the_rewrite_last(make: Make) -> None:
     ended = replace(result, endings=(end,))
     *_, last = parse_pipeline(page_of(ended, JOB).recipe)
     assert last.name == "split-maxout"
+    assert page_of(ended, JOB).families[-1][0] == "split-maxout"
 
 
 @pytest.fixture
@@ -114,6 +115,9 @@ def test_what_was_asked_for_and_what_families_are(make: Make) -> None:
     ((name, chain),) = page.families
     assert page.sites[0].decision.startswith(name)
     assert "conv" in chain
+    some = replace(SETTINGS, macs={"*": 0.5, "fc": 0.4})
+    asked = page_of(make(settings=some), replace(JOB, settings=some)).asked
+    assert asked == "Asked for: 50 % of each layer's MACs; of the MACs of fc: 40 %."
     rounded = replace(SETTINGS, round_to=4)
     asked = page_of(make(settings=rounded), replace(JOB, settings=rounded)).asked
     assert asked.endswith("Ranks are multiples of 4, where a layer has so many channels.")
