@@ -1,7 +1,7 @@
 """Whether plans come true: forecasts against the clock, mixed families against single ones.
 
     python -m benchmarks.planning [--assets FOLDER] [--parts forecast,cost,families]
-        [--networks charnet,resnet18,...] [--targets 1.5,2,3] [--speedup 2]
+        [--networks charnet,resnet18,...] [--targets 1.5,2,3] [--speedup 2] [--samples N]
 
 CharNet comes with the project; ResNet-18 and VGG-16 at 224x224 have random weights. FOLDER holds
 `models/` and `data/` of the others, as for `benchmarks.closed_form`.
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,13 @@ def squeezenet(assets: Path) -> Network:
     data, held = ({known.input: each} for each in (known.samples, known.held))
     shapes = {known.input: (known.batch, *known.samples.shape[1:])}
     return Network("squeezenet", known.model, shapes, SPEEDUPS["squeezenet"], data, held)
+
+
+def fewer(network: Network, most: int | None) -> Network:
+    """Return a network with so many samples at most."""
+    if most is None or network.data is None:
+        return network
+    return replace(network, data={name: each[:most] for name, each in network.data.items()})
 
 
 def split(samples: Samples) -> tuple[Samples, Samples]:
@@ -304,12 +311,14 @@ def main() -> None:
     option("--targets", default="1.5,2,3", help="of forecasts (default: %(default)s)")
     option("--speedup", type=float, help="of the families (default: for each network its own)")
     option("--refit", default="all", help="scope of refits (default: %(default)s)")
+    option("--samples", type=int, help="to plan with and refit to, at most")
     option("--cache-dir", type=Path, help="by default a new one")
     arguments = parser.parse_args()
     parts, targets = arguments.parts.split(","), [float(x) for x in arguments.targets.split(",")]
     with tempfile.TemporaryDirectory() as fresh:
         cache = arguments.cache_dir or Path(fresh)
         for network in networks(arguments.assets, arguments.networks.split(",")):
+            network = fewer(network, arguments.samples)
             print(network.name)
             if "forecast" in parts:
                 forecast(network, cache, targets)

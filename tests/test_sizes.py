@@ -47,7 +47,7 @@ def test_a_share_of_the_parameters_is_kept_by_coupling() -> None:
     result = sized(goal=Goal(parameters=0.5), families=FAMILY)
     assert result.improved
     assert result.verdict.startswith(SMALLER)
-    assert len(shared(result.model)) == 3
+    assert len(shared(result.model)) == 2
     assert result.after is not None
     assert 0.4 < result.after.parameters / result.before.parameters <= 0.5
     assert result.plan is None, "a plan decides layer by layer"
@@ -59,7 +59,7 @@ def test_the_file_is_no_larger_than_was_asked_for(size: float) -> None:
     wanted = size * model.file_nbytes if size < 1 else size
     result = sized(model, goal=Goal(size=size), families=FAMILY)
     assert 0.9 * wanted < result.model.file_nbytes <= wanted
-    assert len(shared(result.model)) == 3
+    assert len(shared(result.model)) == 2
 
 
 def test_other_families_come_down_to_a_size_too() -> None:
@@ -82,7 +82,7 @@ def test_a_pipeline_that_couples_is_judged_by_size() -> None:
 @pytest.mark.parametrize("metric", ["weights", "data"])
 def test_data_bring_outputs_closer_and_factors_stay_shared(metric: str) -> None:
     data = {"x": noise(64, 16, 8, 8, seed=3)}
-    text = f"coupled-tensor-train{{common=4,independent=2,metric={metric}}}"
+    text = f"coupled-tensor-train{{common=4,independent=2,partial=false,metric={metric}}}"
 
     def error(scope: str) -> float:
         result = sized(data=data, passes=text, refit=RefitSettings(scope=scope))

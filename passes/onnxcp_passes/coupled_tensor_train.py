@@ -56,12 +56,12 @@ class CoupledTensorTrain(ShrinkPass):
         Rank, or ranks of the input and the output channels, of what a group shares and of what each
         layer has for itself.
     partial
-        Whether input factors are not shared either: then layers of a group may differ in their
-        input channels.
+        Whether each layer keeps an input factor of its own beside what is shared: then layers of a
+        group may differ in their input channels.
     groups
         The groups: patterns of names as of a shell, those of one group separated by spaces, groups
-        by semicolons. By default layers with the same kernel shape are a group; where coupled
-        partially, with the same output channels and spatial axes.
+        by semicolons. By default layers with the same output channels and spatial axes are a group;
+        where coupled fully, with the same kernel shape.
     metric
         ``"data"``: errors are of what layers put out on the samples; ``"weights"``; or ``"auto"``:
         of the data where there are any.
@@ -69,7 +69,7 @@ class CoupledTensorTrain(ShrinkPass):
 
     common: int | tuple[int, ...] | None = None
     independent: int | tuple[int, ...] | None = None
-    partial: bool = False
+    partial: bool = True
     groups: str = ""
     metric: str = "auto"
 

@@ -27,6 +27,9 @@ Array = npt.NDArray[Any]
 
 
 def coupled(model: Model, text: str = "common=3,independent=1") -> Model:
+    """Couple layers, fully unless it says how."""
+    if text and "partial" not in text:
+        text = f"{text},partial=false"
     (each,) = parse_pipeline(f"coupled-tensor-train{{{text}}}")
     return PassManager([each]).run(model)[0]
 
@@ -39,7 +42,7 @@ def test_shared_factors_are_one_initializer_and_the_graph_says_what_they_mean(
     kernel: tuple[int, ...],
 ) -> None:
     model = repeated(kernel=kernel)
-    (each,) = parse_pipeline("coupled-tensor-train{common=(2,3),independent=1}")
+    (each,) = parse_pipeline("coupled-tensor-train{common=(2,3),independent=1,partial=false}")
     made = each.run(model, Context()).model
     ones = (1,) * len(kernel)
     assert shared(made) == [(2, 6, *ones), (3, 2, *kernel), (6, 3, *ones)]
@@ -99,13 +102,17 @@ def test_layers_that_differ_in_their_inputs_share_what_does_not() -> None:
 
 def test_layers_are_grouped_by_their_kernels() -> None:
     model = repeated((4, 6, 6, 6, 8, 8, 8))
-    (each,) = parse_pipeline("coupled-tensor-train{common=2,independent=1}")
+    (each,) = parse_pipeline("coupled-tensor-train{common=2,independent=1,partial=false}")
     result = each.run(model, Context())
     assert shared(result.model) == [
         *[(2, 6, 1, 1), (2, 2, 3, 3), (6, 2, 1, 1)],
         *[(2, 8, 1, 1), (2, 2, 3, 3), (8, 2, 1, 1)],
     ]
     assert sum("no other layer has a kernel" in note for note in result.notes) == 2
+    (each,) = parse_pipeline("coupled-tensor-train{common=2,independent=1}")
+    partially = each.run(model, Context())
+    assert shared(partially.model) == [(2, 2, 3, 3), (6, 2, 1, 1), (2, 2, 3, 3), (8, 2, 1, 1)]
+    assert not any("no other layer" in note for note in partially.notes)
 
 
 def test_groups_can_be_given() -> None:
@@ -132,7 +139,7 @@ class TestStaysShared:
         model = repeated(norm=True)
         passes = parse_pipeline("fold-batchnorm,coupled-tensor-train{common=6,independent=6}")
         made, _ = PassManager(passes).run(model)
-        assert len(shared(made)) == 3
+        assert len(shared(made)) == 2
         assert difference(run(made)[0], run(model)[0]) < FLOAT32
 
     def test_through_another_pass_on_a_neighbour(self) -> None:
@@ -154,9 +161,10 @@ def test_errors_are_of_the_data_where_there_are_any(metric: str) -> None:
         asked.extend(sites)
         return moments(model, sites)
 
-    (each,) = parse_pipeline(f"coupled-tensor-train{{common=2,independent=1,metric={metric}}}")
+    ranks = "common=2,independent=1,partial=false"
+    (each,) = parse_pipeline(f"coupled-tensor-train{{{ranks},metric={metric}}}")
     made = each.run(model, Context(grams=grams)).model
-    plain = coupled(model, "common=2,independent=1")
+    plain = coupled(model, ranks)
     assert bool(asked) == (metric != "weights")
     assert (difference(run(made)[0], run(plain)[0]) > 0) == (metric != "weights")
     assert len(shared(made)) == 3

@@ -22,7 +22,7 @@ def teacher() -> Model:
     return repeated(batch="n")
 
 
-def student(text: str = "common=3,independent=1") -> Model:
+def student(text: str = "common=3,independent=1,partial=false") -> Model:
     (each,) = parse_pipeline(f"coupled-tensor-train{{{text}}}")
     return each.run(teacher(), Context()).model
 
