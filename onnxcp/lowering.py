@@ -116,7 +116,8 @@ def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
         return rewrite
     if rewrite.model is None or rewrite.plain is rewrite.prepared:  # no layer has changed
         alone = work.lowered
-        return replace(rewrite, model=alone.model, full=None, differences=alone.differences)
+        kept = replace(rewrite, model=alone.model, full=None, held=())
+        return replace(kept, differences=alone.differences)
     if _planned(work) is None:
         work.progress("choosing the layers that stay in float", 0, 1)
         work = replace(work, lower=work.lower.retuned(rewrite.model, work.context))
@@ -128,6 +129,7 @@ def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
         lower=work.lower,
         lowerings=records,
         differences=work.differences(model),
+        held=work.held(model) if rewrite.held else (),
     )
 
 

@@ -79,9 +79,14 @@ class Optimized:
     compared, scored
         The samples that outputs were compared on, and those that accuracies are shares of; None
         where there were none: outputs were then compared on random inputs.
+    judges
+        How many of the samples refits held out, where networks are judged by them; else 0.
     unfitted
         How the outputs differed before chains were refitted; empty if none were. The same as in
         `verification` if the refit took them no closer, and was given up.
+    held
+        How the outputs differ on the samples that refits held out; empty where there were none, or
+        too few.
     planned
         How the plan came about; None where none was made.
     plan
@@ -112,8 +117,10 @@ class Optimized:
     shapes: Mapping[str, Shape]
     compared: Samples | None = None
     scored: Samples | None = None
+    judges: int = 0
     endings: tuple[PassRecord, ...] = ()
     unfitted: tuple[OutputDifference, ...] = ()
+    held: tuple[OutputDifference, ...] = ()
     planned: Planned | None = None
     plan: Plan | None = None
     frontier: tuple[Planned, ...] = ()
@@ -219,7 +226,9 @@ def optimize(
         shapes={name: value.shape for name, value in work.feeds.items()},
         compared=None if work.samples is None else work.samples.summary,
         scored=None if work.labelled is None else work.labelled.summary,
+        judges=work.judges.used if rewrite.held and work.judges is not None else 0,
         unfitted=rewrite.unfitted,
+        held=rewrite.held,
         planned=planned,
         plan=(
             None
@@ -419,7 +428,8 @@ def _with_weights(work: Work, made: _Made, model: Model) -> _Made:
         return made
     if rewrite.endings:
         model, _ = work.finished(model)
-    rewrite = replace(rewrite, model=model, differences=work.differences(model))
+    # What was held out of refits may have been trained on.
+    rewrite = replace(rewrite, model=model, differences=work.differences(model), held=())
     rewrite = lowered(work, rewrite)
     assert rewrite.model is not None
     score = work.scored(rewrite.model)

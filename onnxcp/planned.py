@@ -332,7 +332,8 @@ class Builder:
         options = {each.site: each.option for each in rewrite.decisions if each.option is not None}
         built = Choice(options, choice.reached)
         score = None if rewrite.model is None else score_for(self._goal, work, rewrite)
-        return Attempt(rewrite, built, self._error(rewrite), score)
+        held = rewrite.judged if rewrite.held else None
+        return Attempt(rewrite, built, self._error(rewrite), score, held)
 
     def _error(self, rewrite: Rewrite) -> float:
         """Return the error of a network, as it is deployed where that is what the goal limits."""

@@ -10,6 +10,7 @@ from typing import Any
 import onnxruntime as ort
 
 from onnxcp.calibration.data import Data
+from onnxcp.calibration.statistics import held_out
 from onnxcp.errors import OnnxcpError, PassError
 from onnxcp.factorize import Factorized, FactorizePass
 from onnxcp.graph.model import Model
@@ -99,6 +100,11 @@ class Work:
     lowered: Step | None = None
     told: str = ""
 
+    @functools.cached_property
+    def judges(self) -> Data | None:
+        """The samples that refits hold out, to judge networks by; None if there are too few."""
+        return None if self.fits is None else held_out(self.fits)
+
     @property
     def fits(self) -> Data | None:
         """The samples to refit to, if that is to be done."""
@@ -150,13 +156,20 @@ class Work:
 
     def differences(self, rewritten: Model) -> tuple[OutputDifference, ...]:
         """Compare the outputs of a rewritten network with those of the original."""
+        return self._compared(rewritten, self.samples)
+
+    def held(self, rewritten: Model) -> tuple[OutputDifference, ...]:
+        """Compare them on the samples that refits hold out; nothing where there are too few."""
+        return () if self.judges is None else self._compared(rewritten, self.judges)
+
+    def _compared(self, rewritten: Model, samples: Data | None) -> tuple[OutputDifference, ...]:
         self.progress("comparing outputs", 0, 1)
         return output_differences(
             self.original,
             rewritten,
             machine=self.settings.machine,
             feeds=self.feeds,
-            samples=self.samples,
+            samples=samples,
         )
 
     def scored(self, model: Model) -> float | None:
@@ -194,6 +207,9 @@ class Rewrite:
         How the outputs differ from those of the original.
     unfitted
         How they differed before chains were refitted; empty if none were.
+    held
+        How they differ on the samples that no refit was fitted to; empty if nothing was refitted,
+        or there are too few.
     full
         The rewritten network ahead of the pass that lowers its precision; None where none does.
     lower
@@ -211,6 +227,7 @@ class Rewrite:
     endings: tuple[PassRecord, ...] = ()
     differences: tuple[OutputDifference, ...] = ()
     unfitted: tuple[OutputDifference, ...] = ()
+    held: tuple[OutputDifference, ...] = ()
     full: Model | None = None
     lower: LowerPass | None = None
     lowerings: tuple[PassRecord, ...] = ()
@@ -219,6 +236,11 @@ class Rewrite:
     def error(self) -> float:
         """Relative error of the outputs, all together."""
         return whole_error(self.differences)
+
+    @property
+    def judged(self) -> float:
+        """The same on the samples that were held out, where there are enough."""
+        return whole_error(self.held or self.differences)
 
 
 def by_passes(work: Work, passes: Sequence[Pass] | None = None) -> Rewrite:
@@ -270,14 +292,21 @@ def settled(work: Work, rewrite: Rewrite) -> Rewrite:
     """
     rewrite = _spliced(work, rewrite)
     if rewrite.model is None:
-        return replace(rewrite, differences=(), unfitted=())
-    plain = replace(rewrite, differences=work.differences(rewrite.model), unfitted=())
+        return replace(rewrite, differences=(), unfitted=(), held=())
+    plain = replace(rewrite, differences=work.differences(rewrite.model), unfitted=(), held=())
     if work.fits is None or not any(each.candidates for each in rewrite.decisions):
         return plain
     fitted = _refitted(work, plain, work.fits)
     assert fitted.model is not None
-    fitted = replace(fitted, differences=work.differences(fitted.model), unfitted=plain.differences)
-    if total_error(fitted.differences) <= total_error(plain.differences):
+    fitted = replace(
+        fitted,
+        differences=work.differences(fitted.model),
+        unfitted=plain.differences,
+        held=work.held(fitted.model),
+    )
+    assert plain.model is not None
+    before = work.held(plain.model) or plain.differences
+    if total_error(fitted.held or fitted.differences) <= total_error(before):
         return fitted
     return replace(plain, unfitted=plain.differences)
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,17 @@ class Data:
     def used(self) -> int:
         """How many samples `batches` yields."""
         return sum(stop - start for _, start, stop in self._cuts(len(self)))
+
+    def part(self, keep: npt.NDArray[np.bool_]) -> Data:
+        """Return some of the samples: those that a mask over all of them says."""
+        ends = np.cumsum([len(part) for part in self.parts])[:-1]
+        masks = np.split(keep, ends)
+        chosen = [
+            part if part.whole else part.rows(np.flatnonzero(mask))
+            for part, mask in zip(self.parts, masks, strict=True)
+            if mask.any()
+        ]
+        return replace(self, parts=tuple(chosen))
 
     @property
     def summary(self) -> Samples:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxcp.calibration.data import Data
 from onnxcp.graph.site import Site
 from onnxcp.linalg.moments import Accumulator, Moments
 
@@ -28,6 +29,19 @@ _ROWS = 50_000  # rows to draw at least, where there are so many
 _SAMPLE = 16_000  # rows to keep, if they fit a block
 _FEW = 1000
 _HELD_OUT = 8
+_JUDGES = 24  # samples to judge a network by, at least
+
+
+def held_out(data: Data) -> Data | None:
+    """Return the samples that no site is fitted to; None where these are too few to judge by."""
+    period = _period(len(data))
+    aside = np.arange(len(data)) % period == period - 1
+    return data.part(aside) if np.count_nonzero(aside) >= _JUDGES else None
+
+
+def _period(samples: int) -> int:
+    """Return of how many samples one is held out: of eight, or of two or three where few are."""
+    return min(_HELD_OUT, max(2, samples // 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +178,7 @@ def _drawn_rows(
     for number, (given, target) in enumerate(pairs):
         rng, before = np.random.default_rng((seed, number)), 0
         samples = _samples(site, target)
-        # One sample in eight is held out, or one in two or three where there are few.
-        period = min(_HELD_OUT, max(2, samples * batches // 2))
+        period = _period(samples * batches)
         for owners, x, t in draw(site, given, target, math.ceil(wanted / batches), rng):
             # Of a single sample, it is rows that are held out.
             keys = owners + seen if samples * batches > 1 else before + np.arange(len(owners))

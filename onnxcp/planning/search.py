@@ -33,6 +33,8 @@ class Attempt(Generic[Made]):
         something else where that turned out to be closer.
     error
         Relative error of its outputs.
+    held
+        The same on samples that nothing was fitted to; None where there are too few, or no fits.
     score
         What it scored, or how far it agrees where that is the goal; None if nothing scores.
     """
@@ -41,6 +43,12 @@ class Attempt(Generic[Made]):
     choice: Choice
     error: float
     score: float | None = None
+    held: float | None = None
+
+    @property
+    def judged(self) -> float:
+        """The error to compare networks by that were fitted to the same samples."""
+        return self.error if self.held is None else self.held
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,7 @@ def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[
     if rival is None or mixed.attempt is None:
         return mixed
     alone = _built(rival, goal, workshop)
-    better = alone.attempt is not None and alone.attempt.error < mixed.attempt.error
+    better = alone.attempt is not None and alone.attempt.judged < mixed.attempt.judged
     taken, other = (alone, mixed) if better and not alone.shortfall else (mixed, alone)
     left = tuple(replace(each, kept=False) for each in other.rounds)
     rounds = (*left, *taken.rounds) if taken is alone else (*taken.rounds, *left)

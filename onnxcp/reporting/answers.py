@@ -82,10 +82,15 @@ def cost(result: Optimized, job: Job) -> Answer:
     custom = job.script is not None
     rows = facts.measures(result, custom_score=custom)
     # Errors and agreements are of the new network alone: there is no such thing before.
-    said = [", ".join(f"{row.label} {row.after}" for row in rows if not row.before)]
-    said[0] += f", {facts.compared_on(result, passes_refit=job.passes_refit)}"
+    # What was fitted to flatters: what was held out is told instead, where there is enough.
+    held = facts.held_rows(result)
+    shown = held or [row for row in rows if not row.before]
+    on = facts.compared_on(result, passes_refit=job.passes_refit)
+    if held:
+        on = f"on {units.samples(result.judges)} that nothing was fitted to"
+    said = [", ".join(f"{row.label} {row.after}" for row in shown) + f", {on}"]
     if seen.accuracy is None:
-        figure = f"error {next(row.after for row in rows if not row.before)}"
+        figure = f"error {shown[0].after}"
         said.append("accuracy unknown: nothing was given to score on")
     else:
         row, figure = rows[-1], rows[-1].change
@@ -132,13 +137,14 @@ def _against(result: Optimized, seen: Verification) -> str | None:
     """Say what speaks against using it where nothing scored it; None if nothing is known to."""
     if seen.accuracy is not None:
         return None
+    differences = result.held or seen.differences
     if not all(each.finite_a for each in seen.differences):
         return (
             "what the original puts out holds infinite values or NaN on these inputs, so that the "
             "two have to be compared on others first"
         )
-    agreed = [each.top1_agreement for each in seen.differences if each.top1_agreement is not None]
-    error, least = max(each.error for each in seen.differences), min(agreed, default=1.0)
+    agreed = [each.top1_agreement for each in differences if each.top1_agreement is not None]
+    error, least = max(each.error for each in differences), min(agreed, default=1.0)
     if error <= _FAR and least >= _AGREED:
         return None
     more = "samples to refit it to (--calibration-data)"

@@ -121,10 +121,16 @@ def measures(result: Optimized, *, custom_score: bool = False) -> list[Row]:
         Row(f"median latency{_at_batch(result)}", *medians, gain, strong=True),
         Row("90th percentile", *slow),
         *_error_rows(seen.differences, result.unfitted if refitted(result) else ()),
+        *(replace(row, label=f"held out: {row.label}") for row in held_rows(result)),
     ]
     if seen.accuracy is not None:
         rows.append(_score_row(*seen.accuracy, result.scored, custom=custom_score))
     return rows
+
+
+def held_rows(result: Optimized) -> list[Row]:
+    """Return error and agreement on the samples that refits held out; nothing without any."""
+    return _error_rows(result.held, ())
 
 
 def refitted(result: Optimized) -> bool:
@@ -319,6 +325,8 @@ def _shortfall(planned: Planned) -> list[str]:
 
 def _refit_notes(result: Optimized, passes_refit: bool) -> list[str]:
     on = compared_on(result, passes_refit=passes_refit)
+    part = f", and on {units.samples(result.judges)} of them that were held out"
+    part = part if result.judges else ", that part among them"
     if passes_refit:
         return [
             "What the passes replaced was refitted to the calibration data, without labels; the "
@@ -341,7 +349,7 @@ def _refit_notes(result: Optimized, passes_refit: bool) -> list[str]:
     return [
         "Layers were refitted to the calibration data, without labels. Their output errors are "
         "those on a part that was held out; the outputs of the network were compared "
-        f"{on}, that part among them."
+        f"{on}{part}."
     ]
 
 

@@ -65,6 +65,7 @@ def optimized_record(
         "latency": None if seen is None else trial_record(seen.trial),
         "outputs": None if seen is None else [difference_record(d) for d in seen.differences],
         "unfitted": [difference_record(d) for d in result.unfitted] or None,
+        "held_out": [difference_record(d) for d in result.held] or None,
         "data_is_random": result.data_is_random,
         "accuracy": (
             None
