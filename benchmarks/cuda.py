@@ -216,8 +216,8 @@ def built(network: Prepared, chosen: Mapping[Site, tuple[Offer, Trial]]) -> Mode
     return splice(
         network.folded,
         {
-            site: (offer.family.name, with_random_weights(offer.sketch))
-            for site, (offer, _) in chosen.items()
+            site: (offer.family.name, with_random_weights(offer.sketch, seed))
+            for seed, (site, (offer, _)) in enumerate(chosen.items())
         },
     )
 

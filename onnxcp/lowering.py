@@ -102,7 +102,8 @@ def with_precision(work: Work) -> Work:
         return replace(in_full(full), told=told)
     name, differences = f"{precision} alone", work.differences(alone)
     step = Step(name, alone, trial, differences, work.scored(alone), _notes(records))
-    return replace(work, lowered=step, gained=max(1 - 1 / trial.ratio, 0.0))
+    gained = max(1 - 1 / trial.ratio, 0.0)
+    return replace(work, lowered=step, lowerings=records, gained=gained)
 
 
 def in_full(work: Work) -> Work:
@@ -116,8 +117,14 @@ def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
         return rewrite
     if rewrite.model is None or rewrite.plain is rewrite.prepared:  # no layer has changed
         alone = work.lowered
-        kept = replace(rewrite, model=alone.model, full=None, held=())
-        return replace(kept, differences=alone.differences)
+        return replace(
+            rewrite,
+            model=alone.model,
+            full=None,
+            lowerings=work.lowerings,
+            differences=alone.differences,
+            held=(),
+        )
     if _planned(work) is None:
         work.progress("choosing the layers that stay in float", 0, 1)
         work = replace(work, lower=work.lower.retuned(rewrite.model, work.context))

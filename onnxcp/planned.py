@@ -359,9 +359,8 @@ class Builder:
         """
         if self._work.fits is None:
             return []
-        (surveyed,) = (each for each in planner.sites if each.site is option.site)
         found: dict[FactorizePass, Option] = {}
-        for each in surveyed.options:  # of a family, from cheap to dear
+        for each in planner.rivals(option.site):
             if each.family is not option.family and self._costs_no_more(each, option):
                 found[each.family] = each
         near = [each for each in found.values() if each.distortion <= _NEAR * option.distortion]

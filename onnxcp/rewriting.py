@@ -77,8 +77,8 @@ class Work:
     lower
         What writes a network in the precision that it is deployed in, after all of them; None where
         it stays as it is.
-    lowered
-        The original so written, to be beaten; None where it stays.
+    lowered, lowerings
+        The original so written, to be beaten, and what did it; None where it stays.
     told
         What there is to say of the precision, in a sentence; else empty.
     """
@@ -98,6 +98,7 @@ class Work:
     gained: float = 0.0
     lower: LowerPass | None = None
     lowered: Step | None = None
+    lowerings: tuple[PassRecord, ...] = ()
     told: str = ""
 
     @functools.cached_property

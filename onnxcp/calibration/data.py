@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Samples:
-    """What data were: how many of their samples are used, and a SHA-256 of all of them."""
+    """What data were: how many of their samples are used, and what tells all from others."""
 
     count: int
     digest: str
@@ -108,16 +108,16 @@ class Data:
     @property
     def summary(self) -> Samples:
         """What is left to say of the samples when they are gone."""
-        return Samples(self.used, self.digest)
+        return Samples(self.used, hashlib.sha256(self.digests.encode()).hexdigest())
 
     @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 of the samples as they are stored, their labels, and what is done to them."""
+    def digests(self) -> str:
+        """SHA-256 of every array as it is stored, of the labels, and what is done to them."""
         digests = [
             array_digest(array) for part in self.parts for _, array in sorted(part.arrays.items())
         ]
         digests += [] if self.labels is None else [array_digest(self.labels)]
-        return hashlib.sha256(f"{digests} {self.normalize}".encode()).hexdigest()
+        return f"{digests} {self.normalize}"
 
     def _cuts(self, size: int) -> Iterator[tuple[Part, int, int]]:
         for part in self.parts:

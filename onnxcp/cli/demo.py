@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from onnxcp.cli.goals import settled_by
+from onnxcp.cli.goals import settled_commands
 from onnxcp.cli.options import PATH, verbosity_options
 from onnxcp.cli.terminal import Terminal
 
@@ -77,16 +78,14 @@ def demo(terminal: Terminal, *, output: Path) -> None:
     terminal.say(f"CharNet on {BATCH} pictures at a time, with {options()}.\n")
     with terminal.progress() as progress:
         result = optimize(model, settings(), data=calibration, labelled=test, progress=progress)
-    command = (
-        f"onnxcp optimize {model} {options()} --calibration-data {calibration} --eval-data {test}"
-    )
+    words = ["--calibration-data", str(calibration), "--eval-data", str(test)]
+    command = shlex.join(["onnxcp", "optimize", str(model), *options().split(), *words])
     job = Job(
         settings(),
         str(model),
         command,
         str(target),
-        by_recipe=settled_by(command, '--passes "$(cat recipe.txt)"'),
-        by_plan=settled_by(command, "--plan plan.yaml"),
+        again=settled_commands(command, result),
         data=str(CalibrationSource(calibration)),
         labelled=str(test),
     )

@@ -16,7 +16,7 @@ from onnxcp.cli.goals import (
     goal_options,
     numbers,
     one_target,
-    settled_by,
+    settled_commands,
 )
 from onnxcp.cli.options import (
     PATH,
@@ -282,8 +282,7 @@ def optimize(
         settings=settings,
         model=str(model),
         command=terminal.command,
-        by_recipe=settled_by(terminal.command, '--passes "$(cat recipe.txt)"'),
-        by_plan=settled_by(terminal.command, "--plan plan.yaml"),
+        again=settled_commands(terminal.command, result),
         output=None if target is None else str(target),
         data=None if calibration is None else str(calibration),
         labelled=None if eval_data is None else str(eval_data),

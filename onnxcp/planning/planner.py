@@ -103,6 +103,7 @@ class Planner:
         # What is not at the sites stays, and counts.
         self._sizes = {name: max(whole[name] or 0, size) for name, size in own.items()}
         self._rests = {name: self._sizes[name] - size for name, size in own.items()}
+        self._rivals: tuple[Surveyed, ...] = ()  # where not all options are chosen from
         self._forgotten: set[tuple[Site, FactorizePass]] = set()
         self._first_scale = min(1.0, seconds / (_alone(self.sites) or seconds))
         # Seconds saved in the network for each saved alone, by the seconds saved alone.
@@ -150,12 +151,20 @@ class Planner:
             self._error_scale = error**2 / expected
 
     def only(self, family: str) -> Planner:
-        """Return a planner that knows as much, but has the options of one family alone."""
+        """Return a planner that knows as much, but chooses among the options of one family.
+
+        What is built of its choices competes with the others all the same.
+        """
         found = copy.copy(self)
+        found._rivals = self._rivals or self.sites
         found._time_scales = dict(self._time_scales)
         found._forgotten = set(self._forgotten)
         found.sites = tuple(each.of(family) for each in self.sites)
         return found
+
+    def rivals(self, site: Site) -> tuple[Option, ...]:
+        """Return the options that may take the place of a chosen one, of a family cheap to dear."""
+        return next(each.options for each in self._rivals or self.sites if each.site is site)
 
     def forget(self, option: Option, reason: Refusal) -> None:
         """Take an option, and those of its family at that site that are no smaller, off the list.

@@ -216,7 +216,9 @@ def _built(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[Ma
         attempt = workshop.build(choice, planner)
         if attempt.choice.options.keys() == choice.options.keys():
             told, attempt = _as_fast(planner, goal, workshop, choice, rounds, attempt)
-            return Outcome(attempt, told, shortfall)
+            (last,) = (each for each in told if each.kept)
+            # What took an option's place may be faster than what was planned.
+            return Outcome(attempt, told, "" if _is_met(goal, last, choice) else shortfall)
     tried = tuple(replace(each, kept=False) for each in rounds)
     if not attempt.choice.options:
         return Outcome(None, tried, _out_of_reach(goal, planner))
@@ -247,8 +249,8 @@ def _as_fast(
     if exact.choice.key() != choice.key():  # it was fit a moment ago
         return (*tried, _kept(done, attempt)), attempt
     slow = _kept(done, attempt, kept=False)
-    told = tuple(_kept(each, exact) if each.kept else each for each in rounds)
-    return (slow, *told), exact
+    (number,) = (number for number, each in enumerate(rounds) if each.kept)
+    return (*rounds[:number], slow, _kept(rounds[number], exact), *rounds[number + 1 :]), exact
 
 
 def _approach(

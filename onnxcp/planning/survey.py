@@ -50,7 +50,7 @@ class Surveyed:
         others = [each for each in self.options if each.family.name != family]
         if not others:
             return self
-        detail = f"{family} alone was closer for the whole network"
+        detail = f"a plan of {family} was closer for the whole network"
         return self.without(others, Refusal(self.site.name, Reason.NOT_NEEDED, detail))
 
 

@@ -67,9 +67,9 @@ def speed(result: Optimized) -> Answer:
     trial = result.verification.trial
     said = [_interval(trial)]
     if not result.improved:
-        said.insert(0, f"rewritten, it was {units.faster(trial.ratio)}")
+        said.insert(0, f"rewritten, it was {units.ratio(trial.ratio)} as fast")
     elif not trial.faster:
-        said.insert(0, units.faster(trial.ratio))
+        said.insert(0, f"{units.ratio(trial.ratio)} as fast")
     said.append(_undisturbed(trial))
     return Answer(question, headline(result), tuple(said))
 
@@ -224,5 +224,5 @@ def _undisturbed(trial: Trial) -> str:
     if not trial.clean:
         return "the machine was busy: nearly every run was disturbed by other processes"
     if not trial.discarded:
-        return "other processes disturbed none of them"
+        return "none was disturbed so much by other processes that it was left out"
     return f"{trial.discarded} more were disturbed by other processes, and left out"

@@ -29,9 +29,9 @@ class Job:
         What samples it was calibrated on and how they were prepared, as one line, or None.
     labelled, script
         Files of labelled samples and of an evaluation function, as the user named them, or None.
-    by_recipe, by_plan
+    again
         Command lines that carry out the passes that ran, from a file ``recipe.txt``, and the plan,
-        from ``plan.yaml``, without choosing anew.
+        from ``plan.yaml``, without choosing anew; "" where there is none.
     """
 
     settings: Settings
@@ -41,8 +41,7 @@ class Job:
     data: str | None = None
     labelled: str | None = None
     script: str | None = None
-    by_recipe: str = ""
-    by_plan: str = ""
+    again: tuple[str, str] = ("", "")
 
     @property
     def passes_refit(self) -> bool:

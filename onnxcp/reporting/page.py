@@ -192,7 +192,7 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
         asked=_asked(result, job),
         families=tuple(_families(result)),
         sums=_sums(result, sites),
-        again=(job.by_recipe, job.by_plan),
+        again=job.again,
     )
 
 
@@ -218,6 +218,8 @@ def _asked(result: Optimized, job: Job) -> str:
     if result.plan is None:
         return ""
     block = job.settings.round_to
+    if block is None and job.settings.preset is not None:
+        block = 1
     ranks = "what was measured to pay here" if block is None else str(block)
     said = f"Asked for: {result.plan.goal}."
     if block == 1 or job.settings.plan is not None or not any(d.option for d in result.decisions):
@@ -309,7 +311,7 @@ def _used(samples: Samples | None) -> str:
 
 
 def _digest(text: str) -> str:
-    return f"SHA-256 {text[:16]}…"
+    return f"digest {text[:16]}…"
 
 
 def _pictures(result: Optimized, *, custom_score: bool) -> list[Picture]:

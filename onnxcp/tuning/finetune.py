@@ -268,7 +268,7 @@ def _run(model: Model, master: Model, data: Data, training: Training, team: Team
     return {
         "model": f"{model_digest(model)} {origins(model.proto)}",
         "teacher": model_digest(master),
-        "data": data.digest,
+        "data": data.digests,
         "number of processes": str(team.size),
         **settings,
     }

@@ -1,4 +1,4 @@
-"""Coupled tensor train: layers of one shape share a Tucker-2 chain, and keep a small one each.
+"""Coupled tensor train: layers share most of a Tucker-2 chain, and keep a small one each.
 
 Of a group of N convolutions, every kernel is taken for the sum of one that all share and of one of
 its own (Sun et al. 2021; `onnxcp.linalg.coupled_tensor_train`)::
@@ -8,15 +8,15 @@ its own (Sun et al. 2021; `onnxcp.linalg.coupled_tensor_train`)::
     S --(1x1 U)--> p --(k F; strides, pads, dilations)--> q --(1x1 V; bias)--> T --+
     S --(1x1 U_n)--> p' --(k F_n; the same)--> q' --(1x1 V_n)--> T -----------(Add)--
 
-U, F and V are one initializer each, which N nodes read: the file holds them once. Where layers
-differ in their input channels, they are coupled partially: U is each layer's own, too. This makes
-the file smaller, not the network faster, since every node computes for itself.
+U, F and V are one initializer each, which N nodes read: the file holds them once. Coupled
+partially, as by default, U is each layer's own, and layers may differ in their input channels. This
+makes the file smaller, not the network faster, since every node computes for itself.
 
 1. The two rows are summed by an Add and not joined by concatenating their ends: what is
    concatenated is no shared initializer any more.
 2. Nothing of a single layer, such as the scale of its BatchNormalization, can go into V. Folding
    comes first, so that what is fitted has the scales in it; what follows an Add is not folded.
-3. A refit moves what is not shared, the factors of each layer and its bias.
+3. A refit moves the second row and the bias of each layer; U stays, even where it is not shared.
 """
 
 from __future__ import annotations

@@ -61,6 +61,19 @@ class TestRefits:
         assert result.improved
         assert off(result.model.proto, FRESH) < 0.8 * off(alone.model.proto, FRESH)
 
+    def test_are_judged_by_what_was_held_out(self) -> None:
+        image = smooth(400)
+        result = optimize(network(), reducing(), data={"image": image})
+        assert (result.judges, len(result.held)) == (50, 1)
+        assert result.held[0].error == pytest.approx(off(result.model.proto, image[7::8]), rel=1e-3)
+        assert result.verification is not None
+        whole = result.verification.differences[0].error
+        assert whole == pytest.approx(off(result.model.proto, image), rel=1e-3)
+        assert whole != result.held[0].error
+        # With less to judge by, or nothing to fit to, there is only one kind of number.
+        assert (with_data().judges, with_data().held) == (0, ())
+        assert (without_data().judges, without_data().held) == (0, ())
+
     def test_what_they_gained_is_told(self) -> None:
         result = with_data()
         assert result.verification is not None

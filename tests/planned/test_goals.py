@@ -10,8 +10,10 @@ import onnxruntime as ort
 import pytest
 
 from onnxcp import optimize
+from onnxcp.graph.chain import Chain
 from onnxcp.graph.refusal import Reason
 from onnxcp.planning.goal import Goal
+from onnxcp.planning.latency import with_random_weights
 from tests.clockwork import MINIMUM, SECONDS, Clockwork, by_macs
 from tests.planned.conftest import (
     DATA,
@@ -50,6 +52,23 @@ class TestGoals:
         assert last.sites == len(chosen(result))
         assert last.error == pytest.approx(error(result))
         assert last.after == pytest.approx(result.verification.trial.b.median)
+
+    def test_networks_are_timed_with_weights_of_their_own(
+        self, clock: Clockwork, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Equal ones become one in ONNX Runtime, and may be run otherwise."""
+        seeds: list[int] = []
+
+        def noted(chain: Chain, seed: int) -> Chain:
+            seeds.append(seed)
+            return with_random_weights(chain, seed)
+
+        monkeypatch.setattr("onnxcp.planned.with_random_weights", noted)
+        result = planned(goal=Goal(speedup=2.0))
+        assert result.planned is not None
+        (sites,) = {each.sites for each in result.planned.rounds}
+        assert sites > 1
+        assert set(seeds) == set(range(sites))
 
     def test_a_latency_is_reached(self, clock: Clockwork) -> None:
         goal = 0.6 * (MINIMUM + SECONDS * macs_of(network()))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.planner import Choice, Planner
-from onnxcp.planning.search import search
+from onnxcp.planning.search import Attempt, search
 from onnxcp.planning.survey import Surveyed
 from tests.plans import DENSE, SPATIAL, SVD, option, seconds, sites
 from tests.workshop import COUNT, Workshop, kept
@@ -63,6 +65,22 @@ def test_is_not_taken_where_it_is_not() -> None:
     assert [each.kept for each in outcome.rounds] == [True, False]
 
 
+class Flattered(Mistaken):
+    """A workshop in which a mixture is only closer to what it was fitted to."""
+
+    def build(self, choice: Choice, planner: Planner, *, compete: bool = True) -> Attempt[Choice]:
+        attempt = super().build(choice, planner, compete=compete)
+        return replace(attempt, held=attempt.error * (3 if len(families(choice)) > 1 else 1))
+
+
+def test_is_judged_by_what_nothing_was_fitted_to() -> None:
+    shop = Flattered(1.0)
+    outcome = search(planner(), Goal(speedup=2.0), shop)
+    assert outcome.attempt is not None
+    assert len(families(outcome.attempt.made)) == 1
+    assert kept(outcome).error == outcome.attempt.error
+
+
 def test_is_not_built_where_it_is_expected_to_be_far_off() -> None:
     shop = Mistaken(2.0)
     search(planner(near=4.0), Goal(speedup=2.0), shop)
@@ -74,3 +92,13 @@ def test_is_not_tried_where_the_goal_is_missed() -> None:
     outcome = search(planner(), Goal(speedup=30.0), shop)
     assert outcome.shortfall
     assert len(shop.built) == 1
+
+
+def test_what_is_built_of_it_competes_with_all_families() -> None:
+    whole = planner()
+    alone = whole.only(SVD.name)
+    for each in alone.sites:
+        assert {option.family for option in each.options} == {SVD}
+        assert {option.family for option in alone.rivals(each.site)} == {SVD, SPATIAL}
+        assert {option.family for option in whole.rivals(each.site)} == {SVD, SPATIAL}
+    assert alone.only(SVD.name).rivals(alone.sites[0].site) == whole.rivals(alone.sites[0].site)

@@ -63,3 +63,11 @@ def test_what_is_silent_throughout(method: str) -> None:
     prepared = prepare(load(network()))
     silent = [{"image": np.zeros((4, 3, 8, 8), np.float32)}] * 2
     assert calibrate(prepared, silent, method)["image"] == (0.0, 0.0)
+
+
+def test_an_outlier_in_a_later_batch_leaves_the_common_values_their_range() -> None:
+    batches = samples(256)
+    batches[-1]["image"][0, 0, 0, 0] = 4096.0
+    low, high = calibrate(prepare(load(network())), batches, "percentile")["image"]
+    assert -6 < low < -3
+    assert 3 < high < 6

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from onnxcp import units
 from onnxcp.optimizer import Optimized
 from onnxcp.planning.goal import Goal
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.environment import describe
-from onnxcp.reporting import answers
+from onnxcp.reporting import answers, facts
 from onnxcp.verification import Step
+from tests.cli.conftest import samples
 from tests.reporting.conftest import CALIBRATION, JOB, LABELLED, SETTINGS, THREE_TIMES, Make
 
 
@@ -36,7 +38,7 @@ class TestSpeed:
         assert found.figure == "2.00× faster"
         assert found.lines == (
             "95 % interval 1.90 to 2.10, from 10 runs of each in turns",
-            "other processes disturbed none of them",
+            "none was disturbed so much by other processes that it was left out",
         )
 
     @pytest.mark.parametrize(
@@ -59,6 +61,14 @@ class TestSpeed:
         found = answers.speed(make(network_ratio=1.0))
         assert found.figure == "Left as it was"
         assert found.lines[0] == "rewritten, it was 1.00× as fast"
+
+    def test_that_is_within_the_noise(self, make: Make) -> None:
+        """What is not called faster in the verdict is not called so beside it."""
+        found = answers.speed(make(network_ratio=1.015))
+        assert (found.figure, found.lines[0]) == (
+            "Left as it was",
+            "rewritten, it was 1.01× as fast",
+        )
 
     def test_where_nothing_was_rewritten(self, make: Make) -> None:
         assert answers.speed(make(chain_ratio=1.0)).lines == (
@@ -83,6 +93,19 @@ class TestCost:
     def test_on_what_was_fitted_to(self, make: Make) -> None:
         error, *_ = answers.cost(make(data=CALIBRATION), JOB).lines
         assert error.endswith(", on the 64 samples that layers were refitted to")
+
+    def test_on_what_was_held_out(self, make: Make) -> None:
+        """It is told instead: what was fitted to flatters."""
+        result = make(data={"x": samples(256)})
+        assert result.judges == 32
+        found = answers.cost(result, JOB)
+        assert found.figure == f"error {units.error(result.held[0].relative)}"
+        assert found.lines[0].endswith(", on 32 samples that nothing was fitted to")
+        (error, top) = (r for r in facts.measures(result) if r.label.startswith("held out: "))
+        assert (error.before, error.after) == ("", found.figure.removeprefix("error "))
+        assert top.label == "held out: same top class"
+        said = " ".join(facts.notes(result))
+        assert "refitted to, and on 32 samples of them that were held out" in said
 
     def test_on_random_inputs(self, make: Make) -> None:
         error, *_ = answers.cost(make(), JOB).lines

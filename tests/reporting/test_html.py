@@ -243,7 +243,7 @@ def test_sites_that_stay_have_one_bar(make: Make) -> None:
 
 def test_the_title_is_the_name_of_the_file(make: Make) -> None:
     page = Page(rendered(make(), replace(JOB, model="some/where/net.onnx")))
-    assert "some/where/net.onnx, SHA-256" in page.text
+    assert "some/where/net.onnx, digest" in page.text
     assert page.text.count("some/where/net.onnx") == 1
 
 
