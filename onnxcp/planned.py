@@ -39,6 +39,7 @@ from onnxcp.verification import Verification, agreement, tolerable, whole_error
 _RIVALS = 2  # options of other families to refit as well,
 _NEAR = 2.0  # of which at most so many times the distortion is expected
 _EQUAL = 1.02  # and at most so many times the seconds
+_LESSON = math.log(4.0)  # the most that one refit teaches of the errors of a family
 _SAMPLES = 64  # to find errors on at least, where there are so many
 _RUNNING = 20.0  # seconds that all of them together may run
 _BATCH = 32
@@ -333,7 +334,9 @@ class Builder:
         built = Choice(options, choice.reached)
         score = None if rewrite.model is None else score_for(self._goal, work, rewrite)
         held = rewrite.judged if rewrite.held else None
-        return Attempt(rewrite, built, self._error(rewrite), score, held)
+        return Attempt(
+            rewrite, built, self._error(rewrite), score, held, _lessons(rewrite.decisions)
+        )
 
     def _error(self, rewrite: Rewrite) -> float:
         """Return the error of a network, as it is deployed where that is what the goal limits."""
@@ -393,6 +396,25 @@ class Builder:
         if tolerable(option.site, rounding):
             return None
         return f"{option} holds terms that cancel: rounding alone costs {rounding:.1e}"
+
+
+def _lessons(decisions: Iterable[Decision]) -> dict[str, float]:
+    """Return how many times the expected squared errors of families really are.
+
+    Those of a layer are known up to what the layer matters to the network, which is the same for
+    all families; so at each the mean of the logarithms is taken off.
+    """
+    found: dict[str, list[float]] = {}
+    for decision in decisions:
+        tried = {} if decision.refit is None else decision.refit.tried
+        expected = {each.option.family.name: each.option.error for each in decision.candidates}
+        shared = [n for n in tried if tried[n] > 0 and expected.get(n, 0.0) > 0]
+        logs = {name: math.log(tried[name] / expected[name]) for name in shared}
+        for name, value in logs.items():
+            if len(logs) > 1:
+                found.setdefault(name, []).append(value - sum(logs.values()) / len(logs))
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    return {name: math.exp(max(-_LESSON, min(_LESSON, each))) for name, each in means.items()}
 
 
 def _key(option: Option) -> tuple[str, str, Ranks]:

@@ -6,7 +6,7 @@ import copy
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,22 @@ class Planner:
         expected = sum(option.error for option in choice.options.values())
         if expected > 0 and error > 0:
             self._error_scale = error**2 / expected
+
+    def learn_families(self, lessons: Mapping[str, float]) -> None:
+        """Take in how many times the expected squared errors of a family really are, by its name.
+
+        What is not named stays as it was expected to be.
+        """
+
+        def corrected(option: Option) -> Option:
+            factor = lessons.get(option.family.name, 1.0)
+            return replace(
+                option, error=factor * option.error, distortion=factor * option.distortion
+            )
+
+        self.sites = tuple(
+            replace(each, options=tuple(map(corrected, each.options))) for each in self.sites
+        )
 
     def only(self, family: str) -> Planner:
         """Return a planner that knows as much, but chooses among the options of one family.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from onnxcp.planning.goal import Goal
@@ -35,6 +35,9 @@ class Attempt(Generic[Made]):
         Relative error of its outputs.
     held
         The same on samples that nothing was fitted to; None where there are too few, or no fits.
+    lessons
+        How many times the expected squared errors of families turned out to be within layers, by
+        name of family; empty where that was not looked at.
     score
         What it scored, or how far it agrees where that is the goal; None if nothing scores.
     """
@@ -44,6 +47,7 @@ class Attempt(Generic[Made]):
     error: float
     score: float | None = None
     held: float | None = None
+    lessons: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def judged(self) -> float:
@@ -171,28 +175,34 @@ def outline(
 
 
 def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[Made]:
-    """Build the best plan, and the best of one family where little is between them.
+    """Build the best plan, and another one by what was learned of the families from that.
 
-    Errors of options are estimates, more so of some families than of others. Where a plan mixes
-    several of them, these mistakes are what it is chosen by.
+    Errors of options are estimates, more so of some families than of others, and where a plan
+    mixes several of them, these mistakes are what it is chosen by. A refit shows what they are
+    worth; where there is none, the best plan of one family is the other one.
     """
-    mixed = _built(planner, goal, workshop)
-    rival = _of_one_family(planner, goal, mixed)
-    if rival is None or mixed.attempt is None:
-        return mixed
-    alone = _built(rival, goal, workshop)
-    better = alone.attempt is not None and alone.attempt.judged < mixed.attempt.judged
-    taken, other = (alone, mixed) if better and not alone.shortfall else (mixed, alone)
+    first = _built(planner, goal, workshop)
+    if first.attempt is None or first.shortfall:
+        return first
+    rival: Planner | None = planner
+    if first.attempt.lessons:
+        planner.learn_families(first.attempt.lessons)
+        if planner.choose(goal).key() == first.attempt.choice.key():
+            return first
+    else:
+        rival = _of_one_family(planner, goal, first.attempt.choice)
+    if rival is None:
+        return first
+    second = _built(rival, goal, workshop)
+    better = second.attempt is not None and second.attempt.judged < first.attempt.judged
+    taken, other = (second, first) if better and not second.shortfall else (first, second)
     left = tuple(replace(each, kept=False) for each in other.rounds)
-    rounds = (*left, *taken.rounds) if taken is alone else (*taken.rounds, *left)
+    rounds = (*left, *taken.rounds) if taken is second else (*taken.rounds, *left)
     return replace(taken, rounds=rounds)
 
 
-def _of_one_family(planner: Planner, goal: Goal, mixed: Outcome[Made]) -> Planner | None:
+def _of_one_family(planner: Planner, goal: Goal, choice: Choice) -> Planner | None:
     """Return a planner of the family that comes closest to a mixture; None if none is close."""
-    if mixed.attempt is None or mixed.shortfall:
-        return None
-    choice = mixed.attempt.choice
     families = {option.family.name for option in choice.options.values()}
     if len(families) < 2:
         return None
@@ -328,6 +338,7 @@ def _by_error(
         attempt = workshop.build(choice, planner)
         rounds.append(Round(len(attempt.choice.options), expected, error=attempt.error))
         planner.learn_error(attempt.choice, attempt.error)
+        planner.learn_families(attempt.lessons)
         if attempt.error <= limit and attempt.choice.options:
             faster = best is None or _after(planner, attempt) < _after(planner, best[1])
             best = (len(rounds) - 1, attempt) if faster else best

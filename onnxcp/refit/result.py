@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from onnxcp.errors import OnnxcpError
 from onnxcp.factorize import Factorized
@@ -68,12 +69,15 @@ class Refit:
         The factors to use; None where the site stays dense.
     dense
         The site itself with other weights; None where they stay as they are, or it is factorised.
+    tried
+        Squared errors of all choices, after the first and cheapest fit of each, by name of family.
     """
 
     before: float
     after: float
     result: Factorized | None = None
     dense: Chain | None = None
+    tried: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def chain(self) -> tuple[str, Chain] | None:

@@ -129,7 +129,8 @@ class Fitter:
         )
         if winner.choice is not choices[0] and min(winner.error, own) >= before:
             return self._fit_chain(stop, choices[:1], bias)
-        return replace(self._better(stop, winner, own), before=before**0.5)
+        tried = {each.choice.family.name: each.error for each in begun}
+        return replace(self._better(stop, winner, own), before=before**0.5, tried=tried)
 
     def _fit_outputs(self, stop: Stop, choices: Sequence[Factorized], bias: Array) -> Refit | None:
         """Fit chains to what comes out, where the site's input patches cannot be looked at."""

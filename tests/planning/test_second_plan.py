@@ -1,7 +1,8 @@
-"""The plan of one family beside one that mixes several, where errors of options are estimates."""
+"""The second plan: by what a refit showed of the families, or of one family alone."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from onnxcp.planning.goal import Goal
@@ -92,6 +93,57 @@ def test_is_not_tried_where_the_goal_is_missed() -> None:
     outcome = search(planner(), Goal(speedup=30.0), shop)
     assert outcome.shortfall
     assert len(shop.built) == 1
+
+
+class Taught(Workshop):
+    """A workshop in which one family is worse than expected, which a refit shows."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def error(self, choice: Choice) -> float:
+        true = {SVD: 1 / self.factor, SPATIAL: self.factor}
+        return math.sqrt(sum(true[o.family] * o.error for o in choice.options.values()))
+
+    def build(self, choice: Choice, planner: Planner, *, compete: bool = True) -> Attempt[Choice]:
+        attempt = super().build(choice, planner, compete=compete)
+        if self.factor == 1:
+            return replace(attempt, lessons={SVD.name: 1.0, SPATIAL.name: 1.0})
+        first = len(self.built) == 1
+        lessons = {SVD.name: 1 / self.factor, SPATIAL.name: self.factor}
+        return replace(attempt, lessons=lessons if first else {})
+
+
+def test_what_a_refit_shows_of_families_makes_another_plan() -> None:
+    shop = Taught(3.0)
+    outcome = search(planner(), Goal(speedup=2.0), shop)
+    assert outcome.attempt is not None
+    before, after = shop.built
+    assert families(before) == {SVD.name, SPATIAL.name}
+    assert families(after) == {SVD.name}
+    assert shop.error(after) < shop.error(before)
+    assert outcome.attempt.made is not before
+    assert kept(outcome).error == shop.error(outcome.attempt.choice)
+
+
+def test_that_changes_nothing_is_no_other_plan() -> None:
+    shop = Taught(1.0)
+    outcome = search(planner(), Goal(speedup=2.0), shop)
+    assert len(shop.built) == len(outcome.rounds) == 1
+
+
+def test_lessons_are_factors_of_expected_errors() -> None:
+    whole = planner()
+    (before, *_) = (each.options for each in whole.sites)
+    whole.learn_families({SVD.name: 2.0})
+    (after, *_) = (each.options for each in whole.sites)
+    for old, new in zip(before, after, strict=True):
+        factor = 2.0 if old.family is SVD else 1.0
+        assert (new.error, new.distortion) == (factor * old.error, factor * old.distortion)
+        assert (new.site, new.family, new.ranks, new.timing) == (
+            old.site, old.family, old.ranks, old.timing,
+        )  # fmt: skip
 
 
 def test_what_is_built_of_it_competes_with_all_families() -> None:
