@@ -427,7 +427,8 @@ def _decision(surveyed: Surveyed, candidates: tuple[Candidate, ...] = ()) -> Dec
     reasons = surveyed.reasons
     if surveyed.options:
         best = max(surveyed.options, key=lambda option: option.saving)
-        detail = f"the plan needs none of its {len(surveyed.options)} options, {best} the fastest"
+        count = len(surveyed.options)
+        detail = f"the goal needs none of its {count} option{'s' * (count > 1)} (fastest: {best})"
         reasons = (*reasons, Refusal(surveyed.site.name, Reason.NOT_NEEDED, detail))
     return Decision(surveyed.site, surveyed.macs, reasons=reasons)
 

@@ -65,7 +65,7 @@ def speed(result: Optimized) -> Answer:
     if result.verification is None:
         return Answer(question, "Left as it was", ("nothing was rewritten, so nothing was timed",))
     trial = result.verification.trial
-    said = [_interval(trial)]
+    said = [_interval(trial, facts.batch_of(result))]
     if not result.improved:
         said.insert(0, f"rewritten, it was {units.ratio(trial.ratio)} as fast")
     elif not trial.faster:
@@ -91,6 +91,7 @@ def cost(result: Optimized, job: Job) -> Answer:
     said = [", ".join(f"{row.label} {row.after}" for row in shown) + f", {on}"]
     if seen.accuracy is None:
         figure = f"error {shown[0].after}"
+        said.append("an error of 0 is none, and one of 1 is as large as the outputs themselves")
         said.append("accuracy unknown: nothing was given to score on")
     else:
         row, figure = rows[-1], rows[-1].change
@@ -131,6 +132,12 @@ def advice(result: Optimized, job: Job) -> str:
     if seen.trial.faster:
         said += f", and it is {units.faster(seen.trial.ratio)} on this machine"
     return f"{said}. {_judged(result, seen, custom=job.script is not None)}."
+
+
+def warned(result: Optimized) -> bool:
+    """Tell whether the network that is handed out should not be used as it is."""
+    seen = result.verification
+    return result.improved and seen is not None and _against(result, seen) is not None
 
 
 def _against(result: Optimized, seen: Verification) -> str | None:
@@ -214,9 +221,10 @@ def _whole(result: Optimized) -> Planned | None:
     return planned if replaced >= planned.kept.sites else None
 
 
-def _interval(trial: Trial) -> str:
+def _interval(trial: Trial, batch: int | None) -> str:
+    at = "" if batch is None else f" at batch {batch}"
     low_high = units.interval(trial.low, trial.high)
-    return f"95 % interval {low_high}, from {trial.pairs} runs of each in turns"
+    return f"95 % interval {low_high}{at}, from {trial.pairs} runs of each in turns"
 
 
 def _undisturbed(trial: Trial) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnxcp.planned import Planned
     from onnxcp.planning.option import Decision
 
+_SHORT = 0.95  # of the speed-up that was asked for, below which it is told
 _NAMED = 3  # nodes of one refusal that are named; the others are counted
 
 
@@ -150,7 +151,12 @@ def site_lines(result: Optimized) -> list[SiteLine]:
     return [
         line
         if line.alone is not None or line.name in left
-        else replace(line, decision=f"{line.decision}; then {ends}, which is exact", changed=True)
+        else replace(
+            line,
+            decision=f"{line.decision.replace('left alone', 'not factorised', 1)}; then {ends}, "
+            "which is exact",
+            changed=True,
+        )
         for line in lines
     ]
 
@@ -177,10 +183,13 @@ def step_lines(result: Optimized, *, custom_score: bool = False) -> list[StepLin
 def compared_on(result: Optimized, *, passes_refit: bool = False) -> str:
     """Return what outputs were compared on: ``on the 512 samples that layers were refitted to``."""
     if result.compared is None:
-        return "on random inputs"
+        batch = batch_of(result)
+        return "on random inputs" if batch is None else f"on random inputs, one batch of {batch}"
     fitted = passes_refit or refitted(result) or bool(result.unfitted)
     count = units.samples(result.compared.count)
-    return f"on the {count} that layers were refitted to" if fitted else f"on {count}"
+    if not result.judges:
+        return f"on the {count} that layers were refitted to" if fitted else f"on {count}"
+    return f"on all {count}, {result.compared.count - result.judges:,} of which were fitted to"
 
 
 def kernel_text(site: Site) -> str:
@@ -311,6 +320,14 @@ def _planned_notes(planned: Planned, result: Optimized | None = None) -> list[st
     # One speed-up on a page: where the plan is what was verified, that is the one to tell.
     note = plans.forecast_note(kept, seen.trial.ratio if seen is not None and whole else None)
     said += [note] if note else []
+    wanted = planned.goal.speedup
+    if wanted and whole and not said[:-1] and seen is not None:
+        ratio = seen.trial.ratio
+        if ratio < _SHORT * wanted:
+            said.append(
+                f"That is less than the {units.digits(wanted)} times that were asked for, which "
+                "the plan reached when it was timed before."
+            )
     if note and not whole:
         said.append(
             "That was with all of the planned layers; those that gained the whole network nothing "
@@ -325,7 +342,7 @@ def _shortfall(planned: Planned) -> list[str]:
 
 def _refit_notes(result: Optimized, passes_refit: bool) -> list[str]:
     on = compared_on(result, passes_refit=passes_refit)
-    part = f", and on {units.samples(result.judges)} of them that were held out"
+    part = f", and on the {result.judges:,} that were held out"
     part = part if result.judges else ", that part among them"
     if passes_refit:
         return [

@@ -60,6 +60,8 @@ class Page:
         what each makes of a layer.
     sums
         What layers take alone, all together, beside what the whole network does.
+    warned
+        Whether the advice is not to use what was handed out.
     again
         Command lines that carry out the recipe and the plan; "" where there is none.
     notes
@@ -136,6 +138,7 @@ class Page:
     families: tuple[tuple[str, str], ...] = ()
     sums: str = ""
     again: tuple[str, str] = ("", "")
+    warned: bool = False
 
 
 def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page:
@@ -161,6 +164,7 @@ def page_of(result: Optimized, job: Job, *, now: datetime | None = None) -> Page
         headline=answers.headline(result),
         verdict=result.verdict if result.verdict.endswith(".") else f"{result.verdict}.",
         advice=answers.advice(result, job),
+        warned=answers.warned(result),
         answers=(
             answers.speed(result),
             answers.cost(result, job),

@@ -37,7 +37,7 @@ class TestSpeed:
         found = answers.speed(make())
         assert found.figure == "2.00× faster"
         assert found.lines == (
-            "95 % interval 1.90 to 2.10, from 10 runs of each in turns",
+            "95 % interval 1.90 to 2.10 at batch 4, from 10 runs of each in turns",
             "none was disturbed so much by other processes that it was left out",
         )
 
@@ -105,11 +105,14 @@ class TestCost:
         assert (error.before, error.after) == ("", found.figure.removeprefix("error "))
         assert top.label == "held out: same top class"
         said = " ".join(facts.notes(result))
-        assert "refitted to, and on 32 samples of them that were held out" in said
+        assert (
+            "on all 256 samples, 224 of which were fitted to, and on the 32 that were held out"
+            in said
+        )
 
     def test_on_random_inputs(self, make: Make) -> None:
         error, *_ = answers.cost(make(), JOB).lines
-        assert error.endswith(", on random inputs")
+        assert error.endswith(", on random inputs, one batch of 4")
 
     def test_in_a_score(self, make: Make) -> None:
         job = replace(JOB, script="f.py:score")

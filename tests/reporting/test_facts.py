@@ -3,8 +3,11 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import pytest
+
 from onnxcp.graph.refusal import Reason, Refusal, main_refusal
 from onnxcp.optimizer import Optimized
+from onnxcp.planning.goal import Goal
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.reporting import facts
 from tests.reporting.conftest import CALIBRATION, LABELLED, NOTHING, SHORT, THREE_TIMES, Make
@@ -45,7 +48,7 @@ def test_a_layer_that_only_an_exact_pass_took_apart(make: Make) -> None:
     end = replace(result.records[0], text="split-maxout", changed=True)
     _, fc = facts.site_lines(replace(result, model=model, endings=(end,)))
     assert fc.changed
-    assert fc.decision.startswith("left alone: ")
+    assert fc.decision.startswith("not factorised: ")
     assert fc.decision.endswith("; then split-maxout, which is exact")
     _, fc = facts.site_lines(replace(result, endings=(end,)))
     assert not fc.changed
@@ -185,11 +188,23 @@ class TestNotes:
 
 FORECAST = "Expected 3.03 times faster and an output error of 0.0412; measured 3.01 and 0.0351."
 VERIFIED = FORECAST.replace("3.01", "2.00")
+MISSED = (
+    "That is less than the 3.00 times that were asked for, which the plan reached when it was "
+    "timed before."
+)
 
 
 class TestNotesOnPlans:
     def test_how_far_the_forecast_was_from_what_was_verified(self, planned: Optimized) -> None:
-        assert facts.notes(planned) == [VERIFIED, COMPARED]
+        assert facts.notes(planned) == [VERIFIED, MISSED, COMPARED]
+
+    @pytest.mark.parametrize(("wanted", "told"), [(2.05, False), (3.0, True)])
+    def test_a_goal_that_was_missed_in_the_end(
+        self, planned: Optimized, wanted: float, told: bool
+    ) -> None:
+        goal = replace(THREE_TIMES, goal=Goal(speedup=wanted))
+        said = " ".join(facts.notes(replace(planned, planned=goal)))
+        assert ("less than the" in said) is told
 
     def test_a_goal_out_of_reach_comes_first(self, planned: Optimized) -> None:
         said = facts.notes(replace(planned, planned=SHORT))
@@ -208,7 +223,7 @@ class TestNotesOnPlans:
         assert more.endswith("were then given back.")
 
     def test_without_data_nothing_is_said_twice(self, make: Make) -> None:
-        note, random, accuracy = facts.notes(replace(make(), planned=THREE_TIMES))
+        note, _, random, accuracy = facts.notes(replace(make(), planned=THREE_TIMES))
         assert note == VERIFIED
         assert "weights and random inputs alone" in random
         assert "outputs were compared on random inputs" in random

@@ -259,3 +259,16 @@ def test_a_network_that_did_not_get_faster(make: Make) -> None:
     assert "Left as it was" in text
     assert "rewritten, it was 1.00× as fast" in text
     assert "unchanged" in text
+
+
+def test_a_network_not_to_be_deployed_does_not_look_like_a_success(make: Make) -> None:
+    good = make(labelled=LABELLED)
+    text = rendered(good)
+    assert 'class="advice"' in text
+    assert 'class="figure big gain"' in text
+    assert good.verification is not None
+    far = replace(good.verification.differences[0], relative=0.9)
+    seen = replace(good.verification, differences=(far,), accuracy=None)
+    text = rendered(replace(good, verification=seen))
+    assert 'class="advice warned"' in text
+    assert "gain" not in re.findall(r'<dd class="figure[^"]*"', text)[0]
