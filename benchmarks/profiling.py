@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -39,29 +40,44 @@ def main() -> None:
         batch = max(1, round(1e-3 / row["model"]["latency"]["median"]))
     print(f"{arguments.model.name}, batch {batch}")
     print(f"{'median':>10} {'interval':>20} {'wall time':>10}   the machine")
-    medians, walls, levels = [], [], []
+    medians, walls, levels, paces = [], [], [], []
     for _ in range(arguments.times):
         row, wall = profile(arguments.model, batch, options)
         noise, interval = row["noise"], row["model"]["interval"]
         medians.append(row["model"]["latency"]["median"])
         walls.append(wall)
         levels.append(noise["level"])
+        paces.append(noise["seconds"])
         shown = " to ".join(f"{1e3 * end:.3f}" for end in interval) if interval else "none"
         print(
             f"{1e3 * medians[-1]:7.3f} ms {shown:>20} {wall:8.1f} s   {noise['level']}: "
             f"{noise['apart']:.1%} apart, {noise['drift']:.1%} drift, "
-            f"{noise['interrupted']:.0%} interrupted",
+            f"{noise['interrupted']:.0%} interrupted, identical work {1e6 * paces[-1]:.0f} us",
             flush=True,
         )
     print(f"longest profile: {max(walls):.1f} s (wanted: below {WANTED_SECONDS:g} s)")
-    quiet = [each for each, level in zip(medians, levels, strict=True) if level == "quiet"]
-    for what, times in (("all", medians), ("quiet by their own judgement", quiet)):
-        pairs = [max(a, b) / min(a, b) - 1 for a, b in itertools.combinations(times, 2)]
+    every = list(zip(medians, paces, strict=True))
+    quiet = [each for each, level in zip(every, levels, strict=True) if level == "quiet"]
+    for what, found, alike in (
+        ("all", every, math.inf),
+        ("quiet by their own judgement", quiet, math.inf),
+        ("quiet, and of machines as fast within 3 %", quiet, WANTED_AGREEMENT),
+    ):
+        pairs = [
+            apart(a, b)
+            for (a, first), (b, second) in itertools.combinations(found, 2)
+            if apart(first, second) <= alike
+        ]
         agreeing = sum(pair <= WANTED_AGREEMENT for pair in pairs)
         print(
             f"pairs of profiles, {what}: {agreeing} of {len(pairs)} agree within "
             f"{WANTED_AGREEMENT:.0%}, at worst {max(pairs, default=0.0):.1%} apart"
         )
+
+
+def apart(a: float, b: float) -> float:
+    """Return by how much the larger of two is larger."""
+    return max(a, b) / min(a, b) - 1
 
 
 def profile(model: Path, batch: int, options: list[str]) -> tuple[dict[str, Any], float]:

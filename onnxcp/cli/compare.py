@@ -165,6 +165,15 @@ def _compare_profiles(terminal: Terminal, a: Path, b: Path, *, as_json: bool) ->
         terminal.say(f"Which is faster is not said, for the machines differ in {'; '.join(apart)}.")
     elif any(change.verdict is Verdict.REFUSED for change in changes):
         terminal.say("Where it says refused, a machine was too busy to say which is faster.")
+    for change in changes:
+        if (factor := profiles.pace(change.a.noise, change.b.noise)) is not None:
+            where = f" ({change.setting})" if len(changes) > 1 else ""
+            slower = f"{max(factor, 1 / factor):.2f} times slower"
+            which = "second" if factor > 1 else "first"
+            terminal.say(
+                f"The machine itself was {slower} for the {which} profile{where}: identical work "
+                "took so much longer, and the interval holds what that explains."
+            )
     if left := tables.only_in_one(first, second):
         what = "setting is" if left == 1 else "settings are"
         terminal.say(f"{left} {what} in one of the profiles only.")

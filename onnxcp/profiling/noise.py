@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -48,11 +49,15 @@ class Noise:
         How much its median changed between the first time and the last.
     interrupted
         The share of its pairs that were interrupted.
+    seconds
+        The median of the work itself: how fast the machine was, to tell profiles apart that are
+        quiet each and still not alike, as on a machine that is shared. 0 where it is not known.
     """
 
     apart: float
     drift: float
     interrupted: float
+    seconds: float = 0.0
 
     @property
     def level(self) -> Level:
@@ -110,7 +115,8 @@ def noise_of(trials: Sequence[Trial]) -> Noise:
     medians = [each.median for trial in trials for each in (trial.a, trial.b)]
     taken = sum(trial.pairs + (trial.discarded if trial.clean else 0) for trial in trials)
     discarded = sum(trial.discarded for trial in trials)
-    return Noise(apart, max(medians) / min(medians) - 1, discarded / taken)
+    drift = max(medians) / min(medians) - 1
+    return Noise(apart, drift, discarded / taken, statistics.median(medians))
 
 
 def claim(trial: Trial, noise: Noise) -> Claim:

@@ -142,9 +142,10 @@ class SavedTimed(BaseModel):
 
 
 class SavedNoise(BaseModel):
-    """How noisy the machine was."""
+    """How noisy the machine was, and how fast: seconds of identical work, or 0 if unknown."""
 
     level: Level
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class SavedRow(BaseModel):
@@ -232,7 +233,8 @@ class Change:
     ratio
         How many times faster b is: of the medians.
     interval
-        Of that, from the ends of both intervals; None where a machine was busy.
+        Of that, from the ends of both intervals; None where a machine was busy. Where the machine
+        itself was not as fast in both, it holds what that explains.
     verdict
         Of b against a.
     """
@@ -311,12 +313,25 @@ def differences_of_machine(a: SavedProfile, b: SavedProfile) -> list[str]:
     return [f"{what}: {one} and {other}" for what, one, other in pairs if one != other]
 
 
+def pace(a: SavedNoise, b: SavedNoise) -> float | None:
+    """Return how many times longer the machine took for identical work in b; None if about equal.
+
+    None as well where it is not known.
+    """
+    if not (a.seconds > 0 and b.seconds > 0):
+        return None
+    factor = b.seconds / a.seconds
+    return factor if max(factor, 1 / factor) > 1 + AGREEMENT else None
+
+
 def _change(a: SavedRow, b: SavedRow, *, same: bool) -> Change:
     ratio = a.model.latency.median / b.model.latency.median
     first, second = a.model.interval, b.model.interval
     if first is None or second is None or Level.BUSY in (a.noise.level, b.noise.level):
         return Change(a, b, ratio, None, Verdict.REFUSED)
-    interval = first[0] / second[1], first[1] / second[0]
+    low, high = first[0] / second[1], first[1] / second[0]
+    factor = pace(a.noise, b.noise) or 1.0
+    interval = min(low, low * factor), max(high, high * factor)
     verdict = judge(ratio, *interval, AGREEMENT) if same else Verdict.REFUSED
     return Change(a, b, ratio, interval, verdict)
 

@@ -313,6 +313,17 @@ class TestSaved:
         assert "net.onnx, fp32" in done.err
         assert "b: other.onnx, fp32" in done.err
 
+    def test_says_that_the_machine_was_slower(self, onnxcp: Run, saved: Path) -> None:
+        def slower(content: dict[str, Any]) -> None:
+            for row in content["rows"]:
+                row["noise"]["seconds"] *= 1.25
+
+        other = self.changed(saved, slower)
+        said = onnxcp("compare", saved, other).err.replace("\n", " ")
+        assert "The machine itself was 1.25 times slower for the second profile" in said
+        assert "for the first profile" in onnxcp("compare", other, saved).err.replace("\n", " ")
+        assert "The machine itself" not in onnxcp("compare", saved, saved).err
+
     def test_other_inputs(self, onnxcp: Run, saved: Path) -> None:
         other = self.changed(saved, lambda c: c["rows"][0]["shapes"].update(x=[1, 1, 9, 9]))
         done = onnxcp("compare", saved, other)

@@ -206,6 +206,25 @@ class TestCompare:
         (change,) = compare_profiles(saved(row(2.0)), saved(row(1.8)))
         assert change.verdict is Verdict.FASTER
 
+    @pytest.mark.parametrize(
+        ("seconds", "verdict"),
+        [
+            ((1e-4, 1e-4), Verdict.SLOWER),
+            ((1e-4, 1.02e-4), Verdict.SLOWER),
+            ((1e-4, 1.2e-4), Verdict.SAME),
+            ((1.2e-4, 1e-4), Verdict.SLOWER),
+            ((0.0, 1.2e-4), Verdict.SLOWER),
+        ],
+    )
+    def test_a_machine_that_was_slower_itself(
+        self, seconds: tuple[float, float], verdict: Verdict
+    ) -> None:
+        """Quiet each time, but with less of a processor that is shared."""
+        a, b = (replace(QUIET, seconds=each) for each in seconds)
+        (change,) = compare_profiles(saved(row(2.0, noise=a)), saved(row(2.3, noise=b)))
+        assert change.verdict is verdict
+        assert change.ratio == pytest.approx(2.0 / 2.3)
+
     def test_a_busy_machine_is_refused(self) -> None:
         for pair in ((row(2.0, noise=BUSY), row(1.0)), (row(2.0), row(1.0, noise=BUSY))):
             (change,) = compare_profiles(*(saved(each) for each in pair))
