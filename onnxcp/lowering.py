@@ -121,6 +121,7 @@ def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
             rewrite,
             model=alone.model,
             full=None,
+            lower=None,
             lowerings=work.lowerings,
             differences=alone.differences,
             held=(),

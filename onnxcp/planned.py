@@ -398,16 +398,16 @@ class Builder:
         return f"{option} holds terms that cancel: rounding alone costs {rounding:.1e}"
 
 
-def _lessons(decisions: Iterable[Decision]) -> dict[str, float]:
+def _lessons(decisions: Iterable[Decision]) -> dict[FactorizePass, float]:
     """Return how many times the expected squared errors of families really are.
 
     Those of a layer are known up to what the layer matters to the network, which is the same for
     all families; so at each the mean of the logarithms is taken off.
     """
-    found: dict[str, list[float]] = {}
+    found: dict[FactorizePass, list[float]] = {}
     for decision in decisions:
         tried = {} if decision.refit is None else decision.refit.tried
-        expected = {each.option.family.name: each.option.error for each in decision.candidates}
+        expected = {each.option.family: each.option.error for each in decision.candidates}
         shared = [n for n in tried if tried[n] > 0 and expected.get(n, 0.0) > 0]
         logs = {name: math.log(tried[name] / expected[name]) for name in shared}
         for name, value in logs.items():

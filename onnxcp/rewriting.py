@@ -33,7 +33,7 @@ from onnxcp.planning.cache import Cache
 from onnxcp.planning.decide import Target, decide
 from onnxcp.planning.menu import Menu, Shapes
 from onnxcp.planning.option import Decision
-from onnxcp.profiling.compare import Batch, OutputDifference, first_samples
+from onnxcp.profiling.compare import Batch, OutputDifference, batch_size, first_samples
 from onnxcp.profiling.session import Feeds
 from onnxcp.progress import Progress
 from onnxcp.refit import AsDeployed, refit
@@ -103,8 +103,16 @@ class Work:
 
     @functools.cached_property
     def judges(self) -> Data | None:
-        """The samples that refits hold out, to judge networks by; None if there are too few."""
-        return None if self.fits is None else held_out(self.fits)
+        """The samples that refits hold out, to judge networks by; None if there are too few.
+
+        None as well where a site reads something else than a row for each sample (tokens, windows,
+        sequences first): of these refits hold out some of every sample.
+        """
+        if self.fits is None:
+            return None
+        batch = (batch_size(self.feeds),)
+        read = (self.shapes.get(site.input, batch) for site in find_sites(self.original)[0])
+        return held_out(self.fits) if all(shape[:1] == batch for shape in read) else None
 
     @property
     def fits(self) -> Data | None:

@@ -33,10 +33,15 @@ _JUDGES = 24  # samples to judge a network by, at least
 
 
 def held_out(data: Data) -> Data | None:
-    """Return the samples that no site is fitted to; None where these are too few to judge by."""
+    """Return the samples that no site is fitted to; None where these are too few to judge by.
+
+    They are those of the data only where the first axis of what sites read counts samples, too.
+    """
+    if any(part.whole for part in data.parts):  # of which refits hold out rows
+        return None
     period = _period(len(data))
-    aside = np.arange(len(data)) % period == period - 1
-    return data.part(aside) if np.count_nonzero(aside) >= _JUDGES else None
+    found = data.part(np.arange(len(data)) % period == period - 1)
+    return found if found.used >= _JUDGES else None
 
 
 def _period(samples: int) -> int:

@@ -166,7 +166,8 @@ def _compare_profiles(terminal: Terminal, a: Path, b: Path, *, as_json: bool) ->
     elif any(change.verdict is Verdict.REFUSED for change in changes):
         terminal.say("Where it says refused, a machine was too busy to say which is faster.")
     for change in changes:
-        if (factor := profiles.pace(change.a.noise, change.b.noise)) is not None:
+        factor = profiles.pace(change.a.noise, change.b.noise)
+        if factor is not None and change.interval is not None and not apart:
             where = f" ({change.setting})" if len(changes) > 1 else ""
             slower = f"{max(factor, 1 / factor):.2f} times slower"
             which = "second" if factor > 1 else "first"

@@ -217,8 +217,9 @@ def settled_by(command: str, *given: str, without: Collection[str] = ()) -> str:
             kept.append(word)
         elif not sign and name not in _FLAGS:
             next(words, None)
-    # Ahead of what was typed: behind a -- they would be no options.
-    return " ".join([shlex.join(kept[:2]), *given, shlex.join(kept[2:])]).strip()
+    # Right behind the command: behind a -- they would be no options.
+    at = kept.index("optimize") + 1
+    return " ".join([shlex.join(kept[:at]), *given, shlex.join(kept[at:])]).strip()
 
 
 def settled_commands(command: str, result: Optimized) -> tuple[str, str]:

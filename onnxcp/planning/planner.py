@@ -144,20 +144,31 @@ class Planner:
                 max(((1 - self._gained) * before - after) / expected, low), high
             )
 
-    def learn_error(self, choice: Choice, error: float) -> None:
-        """Take in the relative error of the outputs that came of a choice."""
-        expected = sum(option.error for option in choice.options.values())
+    def learn_error(
+        self, choice: Choice, error: float, lessons: Mapping[FactorizePass, float] | None = None
+    ) -> None:
+        """Take in the relative error of the outputs that came of a choice.
+
+        Parameters
+        ----------
+        choice, error
+            What was built, of options as they were then, and its error.
+        lessons
+            What `learn_families` was told since.
+        """
+        factors = lessons or {}
+        expected = sum(factors.get(o.family, 1.0) * o.error for o in choice.options.values())
         if expected > 0 and error > 0:
             self._error_scale = error**2 / expected
 
-    def learn_families(self, lessons: Mapping[str, float]) -> None:
-        """Take in how many times the expected squared errors of a family really are, by its name.
+    def learn_families(self, lessons: Mapping[FactorizePass, float]) -> None:
+        """Take in how many times the expected squared errors of families really are.
 
         What is not named stays as it was expected to be.
         """
 
         def corrected(option: Option) -> Option:
-            factor = lessons.get(option.family.name, 1.0)
+            factor = lessons.get(option.family, 1.0)
             return replace(
                 option, error=factor * option.error, distortion=factor * option.distortion
             )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
+from onnxcp.factorize import FactorizePass
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.planner import Choice, Forecast, Planner
 from onnxcp.profiling.timing import Trial
@@ -36,8 +37,8 @@ class Attempt(Generic[Made]):
     held
         The same on samples that nothing was fitted to; None where there are too few, or no fits.
     lessons
-        How many times the expected squared errors of families turned out to be within layers, by
-        name of family; empty where that was not looked at.
+        How many times the expected squared errors of families turned out to be within layers;
+        empty where that was not looked at.
     score
         What it scored, or how far it agrees where that is the goal; None if nothing scores.
     """
@@ -47,7 +48,7 @@ class Attempt(Generic[Made]):
     error: float
     score: float | None = None
     held: float | None = None
-    lessons: Mapping[str, float] = field(default_factory=dict)
+    lessons: Mapping[FactorizePass, float] = field(default_factory=dict)
 
     @property
     def judged(self) -> float:
@@ -152,6 +153,12 @@ def timed(planner: Planner, choice: Choice, workshop: Workshop[Made]) -> Round:
     return Round(len(choice.options), expected, before, after)
 
 
+def learn(planner: Planner, attempt: Attempt[Made]) -> None:
+    """Let a planner learn from a network that was built: of families first, then of all errors."""
+    planner.learn_families(attempt.lessons)
+    planner.learn_error(attempt.choice, attempt.error, attempt.lessons)
+
+
 def outline(
     planner: Planner, goal: Goal, workshop: Workshop[Made]
 ) -> tuple[Choice, tuple[Round, ...], str]:
@@ -186,8 +193,9 @@ def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[
         return first
     rival: Planner | None = planner
     if first.attempt.lessons:
-        planner.learn_families(first.attempt.lessons)
-        if planner.choose(goal).key() == first.attempt.choice.key():
+        known = planner.choose(goal).key(), first.attempt.choice.key()
+        learn(planner, first.attempt)
+        if planner.choose(goal).key() in known:
             return first
     else:
         rival = _of_one_family(planner, goal, first.attempt.choice)
@@ -337,8 +345,7 @@ def _by_error(
         expected = planner.forecast(choice)
         attempt = workshop.build(choice, planner)
         rounds.append(Round(len(attempt.choice.options), expected, error=attempt.error))
-        planner.learn_error(attempt.choice, attempt.error)
-        planner.learn_families(attempt.lessons)
+        learn(planner, attempt)
         if attempt.error <= limit and attempt.choice.options:
             faster = best is None or _after(planner, attempt) < _after(planner, best[1])
             best = (len(rounds) - 1, attempt) if faster else best

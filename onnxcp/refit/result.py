@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxcp.errors import OnnxcpError
-from onnxcp.factorize import Factorized
+from onnxcp.factorize import Factorized, FactorizePass
 from onnxcp.graph.chain import Chain
 
 SCOPES = ("all", "factorised", "none")
@@ -70,14 +70,14 @@ class Refit:
     dense
         The site itself with other weights; None where they stay as they are, or it is factorised.
     tried
-        Squared errors of all choices, after the first and cheapest fit of each, by name of family.
+        Squared errors of all choices, after the first and cheapest fit of each, by family.
     """
 
     before: float
     after: float
     result: Factorized | None = None
     dense: Chain | None = None
-    tried: Mapping[str, float] = field(default_factory=dict)
+    tried: Mapping[FactorizePass, float] = field(default_factory=dict)
 
     @property
     def chain(self) -> tuple[str, Chain] | None:

@@ -129,7 +129,7 @@ class Fitter:
         )
         if winner.choice is not choices[0] and min(winner.error, own) >= before:
             return self._fit_chain(stop, choices[:1], bias)
-        tried = {each.choice.family.name: each.error for each in begun}
+        tried = {each.choice.family: each.error for each in begun}
         return replace(self._better(stop, winner, own), before=before**0.5, tried=tried)
 
     def _fit_outputs(self, stop: Stop, choices: Sequence[Factorized], bias: Array) -> Refit | None:

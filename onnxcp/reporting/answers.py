@@ -87,7 +87,7 @@ def cost(result: Optimized, job: Job) -> Answer:
     shown = held or [row for row in rows if not row.before]
     on = facts.compared_on(result, passes_refit=job.passes_refit)
     if held:
-        on = f"on {units.samples(result.judges)} that nothing was fitted to"
+        on = f"on {units.samples(result.judges)} that no layer was fitted to"
     said = [", ".join(f"{row.label} {row.after}" for row in shown) + f", {on}"]
     if seen.accuracy is None:
         figure = f"error {shown[0].after}"

@@ -189,7 +189,7 @@ def compared_on(result: Optimized, *, passes_refit: bool = False) -> str:
     count = units.samples(result.compared.count)
     if not result.judges:
         return f"on the {count} that layers were refitted to" if fitted else f"on {count}"
-    return f"on all {count}, {result.compared.count - result.judges:,} of which were fitted to"
+    return f"on all {count}, those fitted to among them"
 
 
 def kernel_text(site: Site) -> str:

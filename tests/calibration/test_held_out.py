@@ -63,6 +63,18 @@ def test_too_few_are_none() -> None:
     assert held_out(load_data({"x": numbered(100)}, specs())) is None
 
 
+@pytest.mark.parametrize(
+    ("batch", "count", "used"), [(32, 250, None), (24, 250, 24), (256, 1024, None)]
+)
+def test_of_a_network_that_insists_on_a_batch(batch: int, count: int, used: int | None) -> None:
+    """What does not fill a batch cannot be run."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")]
+    proto = model_of(nodes, inputs={"x": (batch, 2, 3, 3)}, weights={"w": noise(4, 2, 3, 3)})
+    fixed = list(session_inputs(Machine().open(load(proto))))
+    judges = held_out(load_data({"x": numbered(count)}, fixed))
+    assert (None if judges is None else judges.used) == used
+
+
 def test_of_samples_of_several_shapes() -> None:
     shapes = [(60, 2, 3, 3), (140, 2, 5, 5)]
     data = load_data([{"x": noise(*shape)} for shape in shapes], specs_of_any_size())

@@ -33,6 +33,11 @@ def test_what_chooses_goes(command: str, expected: str) -> None:
     assert made == f"onnxcp optimize --plan plan.yaml {expected}"
 
 
+def test_what_is_typed_ahead_of_the_command_stays_there() -> None:
+    made = settled_by("onnxcp -q optimize m.onnx --macs 0.5", "--plan plan.yaml")
+    assert made == "onnxcp -q optimize --plan plan.yaml m.onnx"
+
+
 def test_every_option_goes_with_its_value_and_no_other_does() -> None:
     kept = set()
     for each in optimize.params:

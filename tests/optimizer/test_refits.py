@@ -11,6 +11,7 @@ import pytest
 
 from onnxcp import Optimized, Settings, optimize
 from onnxcp.refit import RefitSettings
+from tests.networks import model_of, noise
 from tests.optimizer.conftest import SLOWER, network, run, settings
 
 
@@ -73,6 +74,20 @@ class TestRefits:
         # With less to judge by, or nothing to fit to, there is only one kind of number.
         assert (with_data().judges, with_data().held) == (0, ())
         assert (without_data().judges, without_data().held) == (0, ())
+
+    def test_of_layers_of_tokens_nothing_is_held_out_by_samples(self) -> None:
+        """Refits hold out rows, of which every sample has some."""
+        nodes = [
+            onnx.helper.make_node("Reshape", ["x", "rows"], ["t"], name="tokens"),
+            onnx.helper.make_node("Gemm", ["t", "w"], ["y"], name="fc"),
+        ]
+        weights = {"rows": np.array([-1, 32]), "w": noise(32, 32)}
+        proto = model_of(nodes, inputs={"x": ("N", 16, 32)}, weights=weights)
+        mixed = np.einsum("nts,sd->ntd", noise(400, 16, 4, seed=1), noise(4, 32, seed=2))
+        chosen = Settings(macs=0.4, families=("channel-svd",), round_to=1, cached=False)
+        result = optimize(proto, chosen, data={"x": mixed.astype(np.float32)})
+        assert result.improved
+        assert (result.judges, result.held) == (0, ())
 
     def test_what_they_gained_is_told(self) -> None:
         result = with_data()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
+
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.planner import Choice, Planner
-from onnxcp.planning.search import Attempt, search
+from onnxcp.planning.search import Attempt, learn, search
 from onnxcp.planning.survey import Surveyed
 from tests.plans import DENSE, SPATIAL, SVD, option, seconds, sites
 from tests.workshop import COUNT, Workshop, kept
@@ -109,9 +111,9 @@ class Taught(Workshop):
     def build(self, choice: Choice, planner: Planner, *, compete: bool = True) -> Attempt[Choice]:
         attempt = super().build(choice, planner, compete=compete)
         if self.factor == 1:
-            return replace(attempt, lessons={SVD.name: 1.0, SPATIAL.name: 1.0})
+            return replace(attempt, lessons={SVD: 1.0, SPATIAL: 1.0})
         first = len(self.built) == 1
-        lessons = {SVD.name: 1 / self.factor, SPATIAL.name: self.factor}
+        lessons = {SVD: 1 / self.factor, SPATIAL: self.factor}
         return replace(attempt, lessons=lessons if first else {})
 
 
@@ -133,10 +135,36 @@ def test_that_changes_nothing_is_no_other_plan() -> None:
     assert len(shop.built) == len(outcome.rounds) == 1
 
 
+def test_what_was_measured_is_what_is_expected_of_it_after_a_lesson() -> None:
+    """A factor that is the same for all of a plan says nothing new of its error."""
+    whole, goal = planner(), Goal(speedup=2.0)
+    choice = whole.choose(goal)
+    lessons = {SVD: 0.5, SPATIAL: 0.5}
+    learn(whole, Attempt(choice, choice, 0.3, lessons=lessons))
+    again = whole.choose(goal)
+    assert again.key() == choice.key()
+    assert whole.forecast(again).error == pytest.approx(0.3)
+
+
+def test_a_plan_that_lessons_leave_as_it_was_is_not_built_again() -> None:
+    """Also where competition made something else of it."""
+
+    class Swapping(Workshop):
+        def build(
+            self, choice: Choice, planner: Planner, *, compete: bool = True
+        ) -> Attempt[Choice]:
+            attempt = super().build(choice, planner, compete=compete)
+            return replace(attempt, lessons={SVD: 1.001, SPATIAL: 0.999})
+
+    shop = Swapping(closer=lambda option: replace(option, family=SPATIAL))
+    search(planner(near=3.0), Goal(speedup=2.0), shop)
+    assert len(shop.built) == 1
+
+
 def test_lessons_are_factors_of_expected_errors() -> None:
     whole = planner()
     (before, *_) = (each.options for each in whole.sites)
-    whole.learn_families({SVD.name: 2.0})
+    whole.learn_families({SVD: 2.0})
     (after, *_) = (each.options for each in whole.sites)
     for old, new in zip(before, after, strict=True):
         factor = 2.0 if old.family is SVD else 1.0

@@ -100,13 +100,13 @@ class TestCost:
         assert result.judges == 32
         found = answers.cost(result, JOB)
         assert found.figure == f"error {units.error(result.held[0].relative)}"
-        assert found.lines[0].endswith(", on 32 samples that nothing was fitted to")
+        assert found.lines[0].endswith(", on 32 samples that no layer was fitted to")
         (error, top) = (r for r in facts.measures(result) if r.label.startswith("held out: "))
         assert (error.before, error.after) == ("", found.figure.removeprefix("error "))
         assert top.label == "held out: same top class"
         said = " ".join(facts.notes(result))
         assert (
-            "on all 256 samples, 224 of which were fitted to, and on the 32 that were held out"
+            "on all 256 samples, those fitted to among them, and on the 32 that were held out"
             in said
         )
 
