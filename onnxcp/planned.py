@@ -408,13 +408,16 @@ def _lessons(decisions: Iterable[Decision]) -> dict[FactorizePass, float]:
     for decision in decisions:
         tried = {} if decision.refit is None else decision.refit.tried
         expected = {each.option.family: each.option.error for each in decision.candidates}
-        shared = [n for n in tried if tried[n] > 0 and expected.get(n, 0.0) > 0]
-        logs = {name: math.log(tried[name] / expected[name]) for name in shared}
-        for name, value in logs.items():
+        logs = {
+            family: math.log(error / expected[family])
+            for family, error in tried.items()
+            if error > 0 and expected.get(family, 0.0) > 0
+        }
+        for family, value in logs.items():
             if len(logs) > 1:
-                found.setdefault(name, []).append(value - sum(logs.values()) / len(logs))
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    return {name: math.exp(max(-_LESSON, min(_LESSON, each))) for name, each in means.items()}
+                found.setdefault(family, []).append(value - sum(logs.values()) / len(logs))
+    means = {family: sum(values) / len(values) for family, values in found.items()}
+    return {family: math.exp(max(-_LESSON, min(_LESSON, each))) for family, each in means.items()}
 
 
 def _key(option: Option) -> tuple[str, str, Ranks]:

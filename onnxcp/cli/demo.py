@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxcp.cli.goals import settled_commands
+from onnxcp.cli.again import settled_commands
 from onnxcp.cli.options import PATH, verbosity_options
 from onnxcp.cli.terminal import Terminal
 

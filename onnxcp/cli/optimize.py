@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxcp.cli.again import settled_commands
 from onnxcp.cli.goals import (
     CHOOSING,
     GOALS,
@@ -16,7 +17,6 @@ from onnxcp.cli.goals import (
     goal_options,
     numbers,
     one_target,
-    settled_commands,
 )
 from onnxcp.cli.options import (
     PATH,

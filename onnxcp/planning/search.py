@@ -34,13 +34,13 @@ class Attempt(Generic[Made]):
         something else where that turned out to be closer.
     error
         Relative error of its outputs.
+    score
+        What it scored, or how far it agrees where that is the goal; None if nothing scores.
     held
-        The same on samples that nothing was fitted to; None where there are too few, or no fits.
+        The error on samples that no layer was fitted to; None where there are too few, or no fits.
     lessons
         How many times the expected squared errors of families turned out to be within layers;
         empty where that was not looked at.
-    score
-        What it scored, or how far it agrees where that is the goal; None if nothing scores.
     """
 
     made: Made

@@ -54,11 +54,11 @@ def calibrate(
         "percentile": CalibrationMethod.Percentile,
         "entropy": CalibrationMethod.Entropy,
     }
-    options: dict[str, Any] = {"num_bins": _BINS.get(method, 0)}
+    binned, batches = method in _BINS, list(batches)
+    known = calibrate(model, batches) if binned else {}
+    options: dict[str, Any] = {"num_bins": _BINS[method]} if binned else {}
     if method == "percentile":
         options |= {"percentile": _PERCENTILE, "symmetric": False}
-    batches = list(batches)
-    known = {} if method == "minmax" else calibrate(model, batches)
     with (
         tempfile.TemporaryDirectory(prefix="onnxcp-", ignore_cleanup_errors=True) as folder,
         foreign(f"'{model.name}' cannot be calibrated"),
@@ -70,9 +70,9 @@ def calibrate(
             list(OPERATORS),
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=kinds[method],
-            extra_options={} if method == "minmax" else options,
+            extra_options=options,
         )
-        histograms = {} if method == "minmax" else _empty(calibrator, options, known)
+        histograms = _empty(calibrator, known) if binned else {}
         for batch in batches:  # one by one: calibrators keep all that they get at once
             calibrator.collect_data(_Reader(batch))
             if sum(int(each[0].sum()) for each in histograms.values()) >= _VALUES:
@@ -84,9 +84,7 @@ def calibrate(
     }
 
 
-def _empty(
-    calibrator: Any, options: Mapping[str, Any], known: Mapping[str, tuple[float, float]]
-) -> dict[str, Any]:
+def _empty(calibrator: Any, known: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """Give a calibrator histograms of the ranges that all samples will turn out to have.
 
     It would begin with those of the first batch, and add bins of that width for each that reaches
@@ -111,8 +109,8 @@ def _empty(
     for name in calibrator.tensors_to_calibrate:
         low, high = known[name]
         most = np.float32(max(abs(low), abs(high)))
-        edges = np.linspace(-most, most, options["num_bins"] + 1, dtype=np.float32)
-        counts = np.zeros(options["num_bins"], np.int64)
+        edges = np.linspace(-most, most, calibrator.num_bins + 1, dtype=np.float32)
+        counts = np.zeros(calibrator.num_bins, np.int64)
         histograms[name] = (counts, edges, np.float32(low), np.float32(high), most)
     return histograms
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxcp.cli.goals import settled_by
+from onnxcp.cli.again import settled_by
 from onnxcp.cli.optimize import optimize
 from tests.cli.conftest import Run
 
