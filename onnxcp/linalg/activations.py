@@ -86,7 +86,9 @@ class Piecewise:
 
 @dataclass(frozen=True, eq=False)
 class Maxout:
-    """The largest of every `width` neighbouring channels (Goodfellow et al. 2013).
+    """The largest of `width` equal parts of the channels (Goodfellow et al. 2013).
+
+    Channels c, c + T / width, c + 2 T / width and so on become one: a Split by channels and a Max.
 
     Attributes
     ----------
@@ -128,10 +130,12 @@ class Maxout:
         found = np.minimum(parts, level)
         top = np.argmax(parts, axis=-1)[..., None]
         np.put_along_axis(found, top, level.astype(found.dtype), axis=-1)
-        return np.asarray(found.reshape(made.shape))
+        return np.asarray(np.moveaxis(found, -1, -2).reshape(made.shape))
 
     def _split(self, made: Floats) -> Floats:
-        return np.asarray(made.reshape(*made.shape[:-1], -1, self.width))
+        """Return values (..., T) as (..., T / width, width)."""
+        parts = made.reshape(*made.shape[:-1], self.width, -1)
+        return np.asarray(np.moveaxis(parts, -2, -1))
 
 
 Activation = Piecewise | Maxout

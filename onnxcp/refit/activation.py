@@ -21,7 +21,7 @@ from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
 from onnxcp.graph.view import GraphView
 from onnxcp.graph.walk import attributes
-from onnxcp.linalg.activations import Piecewise, clip, leaky_relu, relative_error, relu
+from onnxcp.linalg.activations import Activation, Maxout, clip, leaky_relu, relative_error, relu
 from onnxcp.linalg.moments import Accumulator, ridge
 from onnxcp.refit.regression import STRENGTHS, Trial
 
@@ -34,11 +34,11 @@ PENALTIES = (0.05, 0.2, 1.0)
 _BOUNDLESS = 3e38  # what an older Clip is given for no limit
 
 
-def activations_behind(model: Model, sites: Iterable[Site]) -> dict[Site, Piecewise]:
+def activations_behind(model: Model, sites: Iterable[Site]) -> dict[Site, Activation]:
     """Return the activations of the sites whose output nothing but an activation reads.
 
     They are those of what a site makes before its gain: Relu, LeakyRelu, PRelu with constant slopes
-    of channels, and Clip with constant limits.
+    of channels, Clip with constant limits, and a maxout, which is a Max of all parts of a Split.
     """
     view = GraphView(model.proto.graph)
     nodes = {
@@ -55,7 +55,7 @@ def activations_behind(model: Model, sites: Iterable[Site]) -> dict[Site, Piecew
     return found
 
 
-def _activation(site: Site, node: onnx.NodeProto, view: GraphView) -> Piecewise | None:
+def _activation(site: Site, node: onnx.NodeProto, view: GraphView) -> Activation | None:
     match node.op_type:
         case "Relu":
             return relu()
@@ -69,11 +69,34 @@ def _activation(site: Site, node: onnx.NodeProto, view: GraphView) -> Piecewise 
             if limits is None or not np.isfinite(limits).any() or limits[0] > limits[1]:
                 return None
             return clip(limits[0] / site.gain, limits[1] / site.gain)
+        case "Split":
+            return _maxout(site, node, view)
         case _:
             return None
 
 
-def _prelu(site: Site, slopes: Array) -> Piecewise | None:
+def _maxout(site: Site, split: onnx.NodeProto, view: GraphView) -> Maxout | None:
+    """Return the maxout of a Split into equal channels, all of which one Max reads."""
+    parts, channels = list(split.output), site.spatial_rank + 1
+    reading = [node for node in view.graph.node if parts[0] in node.input]
+    alone = all(view.readers[name] == 1 for name in parts)
+    if site.weight_on_left or not alone or [node.op_type for node in reading] != ["Max"]:
+        return None
+    # Counted from the back, where the batch may have any number of axes.
+    axis = attributes(split).get("axis", 0)
+    if axis != -channels and not (site.op != "MatMul" and axis == 1):
+        return None
+    if sorted(reading[0].input) != sorted(parts) or site.outputs % len(parts):
+        return None
+    sizes = attributes(split).get("split")
+    if len(split.input) > 1 and split.input[1]:
+        given = view.constant(split.input[1])
+        sizes = [-1] if given is None else given.tolist()
+    even = [site.outputs // len(parts)] * len(parts)
+    return Maxout(len(parts)) if sizes is None or list(sizes) == even else None
+
+
+def _prelu(site: Site, slopes: Array) -> Activation | None:
     """Return a PRelu whose slopes are one, or one for each channel; None of any other."""
     if slopes.size == 1:
         return leaky_relu(float(slopes.reshape(-1)[0]))
@@ -112,7 +135,7 @@ class BehindActivation:
         A sample of its rows.
     """
 
-    def __init__(self, site: Site, activation: Piecewise, rows: Sample) -> None:
+    def __init__(self, site: Site, activation: Activation, rows: Sample) -> None:
         self._site = site
         self._activation = activation
         self._rows = rows
