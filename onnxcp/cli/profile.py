@@ -94,7 +94,7 @@ def _numbers(text: str, least: int, most: int | None = None) -> tuple[int, ...]:
     type=click.IntRange(1),
     metavar="N",
     help="Runs that count; with --baseline clean pairs of runs, for a minute at most. By default "
-    "2 s of them, and up to 20 s for 100 runs or pairs.",
+    "3 s of them, and up to 20 s for 100 runs or pairs.",
 )
 @click.option(
     "--per-node",

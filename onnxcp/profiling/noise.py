@@ -52,25 +52,30 @@ class Noise:
     seconds
         The median of the work itself: how fast the machine was, to tell profiles apart that are
         quiet each and still not alike, as on a machine that is shared. 0 where it is not known.
+    within
+        How much the median of the runs that were made in between changed from one quarter of them
+        to another: a machine may be slow for just these seconds. 0 where it is not known.
     """
 
     apart: float
     drift: float
     interrupted: float
     seconds: float = 0.0
+    within: float = 0.0
 
     @property
     def level(self) -> Level:
         """Quiet up to `AGREEMENT`; busy, where nothing is claimed, beyond `DISTURBED`."""
-        worst = max(self.apart, self.drift)
+        worst = max(self.apart, self.drift, self.within)
         if worst > DISTURBED:
             return Level.BUSY
         return Level.NOISY if worst > AGREEMENT else Level.QUIET
 
     def __str__(self) -> str:
+        runs = f", and the runs themselves drifted by {self.within:.1%}" if self.within else ""
         return (
             f"{self.level}: identical work came out {self.apart:.1%} apart in turns and drifted by "
-            f"{self.drift:.1%}, {self.interrupted:.0%} of it interrupted"
+            f"{self.drift:.1%}, {self.interrupted:.0%} of it interrupted{runs}"
         ).replace("%", " %")
 
 

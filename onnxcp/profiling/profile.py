@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxcp.errors import ModelError
 from onnxcp.graph.model import Model
@@ -23,7 +23,7 @@ from onnxcp.progress import Progress, silent
 
 # So many runs support a 99th percentile.
 _RUNS = 100
-_LEAST_SECONDS = 2.0
+_LEAST_SECONDS = 3.0
 _MOST_SECONDS = 20.0
 _PAIRED_SECONDS = 60.0
 
@@ -43,8 +43,8 @@ class Effort:
     warmup
         Runs before the first that counts, at least; more follow until times are stable.
     iterations
-        Runs that count, or clean pairs of them. None: for two seconds, and longer for networks of
-        more than 20 ms, up to 100 runs or 20 s.
+        Runs that count, or clean pairs of them. None: for three seconds, and longer for networks of
+        more than 30 ms, up to 100 runs or 20 s.
     per_node
         Whether to look into the network: at sites, operators, and the ceiling of the machine.
     families
@@ -120,7 +120,7 @@ class Row:
     trial
         The baseline (a) against the network (b), paired.
     noise
-        How noisy the machine was before and after.
+        How noisy the machine was before, after, and while the network ran.
     ceiling
         What the machine can do at best; None if nobody asked, or it has no such product.
     """
@@ -202,10 +202,10 @@ def profile(
         noise = noise_of(checks)
         if ceiling is not None:  # a ceiling is the most: the machine may have been slow before
             ceiling = _higher(ceiling, measure_ceiling(machine, kind))
-        rows += [
-            Row(Setting(machine, batch_of(wanted)), wanted, timed, noise, before, trial, ceiling)
-            for wanted, (timed, before, trial) in taken
-        ]
+        for wanted, (timed, before, trial) in taken:
+            seen = replace(noise, within=timed.latency.drift)
+            setting = Setting(machine, batch_of(wanted))
+            rows.append(Row(setting, wanted, timed, seen, before, trial, ceiling))
     return tuple(rows)
 
 

@@ -47,6 +47,8 @@ _RESAMPLES = 2000
 
 _STRETCHES = 50
 
+_QUARTERS = 4
+
 Run = Callable[[], object]
 Clock = Callable[[], float]
 Interruptions = Callable[[], int]
@@ -111,6 +113,15 @@ class Latency:
     def quantile(self, share: float) -> float:
         """Return the time, in seconds, that a share of the runs stays below."""
         return float(np.quantile(self.samples, share))
+
+    @property
+    def drift(self) -> float:
+        """How much the median changed from quarter to quarter of the runs; 0 of too few to tell."""
+        if len(self.samples) < _QUARTERS * MINIMUM:
+            return 0.0
+        quarters = np.array_split(np.asarray(self.samples), _QUARTERS)
+        medians = [float(np.median(quarter)) for quarter in quarters]
+        return max(medians) / min(medians) - 1
 
     def interval(self, seed: int = 0) -> tuple[float, float] | None:
         """Return a 95 % bootstrap interval of the median, in seconds; None of too few samples.

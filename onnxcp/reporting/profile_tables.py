@@ -168,7 +168,7 @@ def quiet(noise: Noise) -> str:
     if noise.level is Level.BUSY:
         return f"{sentence} No intervals are given: times are of little worth now."
     if noise.level is Level.NOISY:
-        return f"{sentence} Intervals and what counts as a difference are wider by that."
+        return f"{sentence} Intervals and what counts as a difference are wider for it."
     return sentence
 
 

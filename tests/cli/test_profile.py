@@ -96,7 +96,7 @@ def test_against_a_baseline(
 @pytest.mark.parametrize(
     ("apart", "words"),
     [
-        (0.1, ["is not told apart", "less than 10.0 % is no difference", "wider by that"]),
+        (0.1, ["is not told apart", "less than 10.0 % is no difference", "wider for it"]),
         (
             0.5,
             [

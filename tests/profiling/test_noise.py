@@ -76,11 +76,15 @@ class TestNoise:
     def test_levels(self, worst: float, level: Level) -> None:
         assert Noise(worst, 0.0, 0.0).level is level
         assert Noise(0.0, worst, 0.0).level is level
+        assert Noise(0.0, 0.0, 0.0, within=worst).level is level
 
     def test_in_words(self) -> None:
         assert str(Noise(0.012, 0.05, 0.25)) == (
             "noisy: identical work came out 1.2 % apart in turns and drifted by 5.0 %, 25 % of it "
             "interrupted"
+        )
+        assert str(Noise(0.012, 0.01, 0.25, within=0.05)).endswith(
+            "25 % of it interrupted, and the runs themselves drifted by 5.0 %"
         )
 
 

@@ -130,6 +130,12 @@ class TestLatency:
         assert self.latency.quantile(0.99) == pytest.approx(0.1)
         assert (self.latency.minimum, self.latency.maximum) == (0.001, 0.101)
 
+    def test_drift_is_between_quarters_of_the_runs(self) -> None:
+        steady = Latency((0.01, 0.03, 0.01, 0.011) * 28)
+        assert steady.drift == pytest.approx(0.0)
+        assert Latency((0.01,) * 50 + (0.012,) * 50).drift == pytest.approx(0.2)
+        assert Latency((0.01,) * 10 + (0.012,) * 10).drift == 0  # too few to tell
+
     def test_the_interval_narrows_with_the_runs(self) -> None:
         seconds = noisy(0.01)
         few, many = (

@@ -426,7 +426,7 @@ class TestSentences:
 
     def test_noise(self) -> None:
         assert tables.quiet(QUIET).endswith("interrupted.")
-        assert tables.quiet(Noise(0.1, 0, 0)).endswith("are wider by that.")
+        assert tables.quiet(Noise(0.1, 0, 0)).endswith("are wider for it.")
         assert "No intervals are given" in tables.quiet(BUSY)
 
     def test_the_site_farthest_from_the_ceiling(self) -> None:
