@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx
 
@@ -16,10 +16,17 @@ from onnxcp.graph.model import Model
 from onnxcp.passes import Context, LowerPass, PassManager, PassRecord, registered_passes
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.precision.qdq import is_quantized
+from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.machine import PRECISIONS, Machine
 from onnxcp.rewriting import Rewrite, Work, fold, some_batches
 from onnxcp.settings import Settings
-from onnxcp.verification import Step, Verification, agreement, time, whole_error
+from onnxcp.verification import (
+    Step,
+    Verification,
+    agreement,
+    time,
+    whole_error,
+)
 
 FULL = PRECISIONS[0]
 
@@ -50,7 +57,7 @@ def as_deployed(model: Model, precision: str, data: Data | None, machine: Machin
         return model
     _check_type(model, precision)
     _check_samples(precision, data)
-    samples = None if data is None else functools.partial(some_batches, data)
+    samples = None if data is None else partial(some_batches, data)
     lower = PassManager([_pass_for(precision)()])
     return lower.run(model, Context(samples=samples, machine=machine))[0]
 
@@ -93,8 +100,7 @@ def with_precision(work: Work) -> Work:
     prepared, _ = work.finished(fold(work.original)[0])
     work.progress(f"choosing how to get to {precision}", 0, 1)
     lower = kind().tuned(prepared, work.context) if planned is None else planned
-    work = replace(work, lower=lower)
-    alone, records = work.deployed(prepared)
+    work, alone, records = _deployed(replace(work, lower=lower), prepared)
     work.progress(f"timing {precision}", 0, 1)
     trial = race(work, alone, seconds_of_original(work))
     if planned is None and not trial.faster:
@@ -129,7 +135,7 @@ def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
     if _planned(work) is None:
         work.progress("choosing the layers that stay in float", 0, 1)
         work = replace(work, lower=work.lower.retuned(rewrite.model, work.context))
-    model, records = work.deployed(rewrite.model)
+    work, model, records = _deployed(work, rewrite.model)
     return replace(
         rewrite,
         model=model,
@@ -190,7 +196,7 @@ def steps(
         goal = work.settings.goal
         if shortfall and (goal.scored or goal.error is not None):  # which says why
             told = f"This is {alone.name}."
-        missed = _missed(work, alone)
+        missed = _missed(work, alone.differences, alone.score)
         kept = f"{precision[:1].upper()}{precision[1:]} alone has {missed}, so {FULL} is kept."
         return Steps((alone,), pays=True, misses=bool(missed), told=told, told_of_full=kept)
     work.progress(f"timing against {alone.name}", 0, 1)
@@ -222,18 +228,39 @@ def steps(
     return Steps(rows, pays=True, full_is_faster=full.slower, told=told, told_of_full=kept)
 
 
-def _missed(work: Work, alone: Step) -> str:
-    """Return what of a step is beyond what the goal asks for, in words; "" if nothing is."""
+def _deployed(work: Work, network: Model) -> tuple[Work, Model, tuple[PassRecord, ...]]:
+    """Write a network in the precision; where it loses too much, with fewer layers in that."""
+    model, records = work.deployed(network)
+    if work.lower is None or _planned(work) is not None or _enough(work, model):
+        return work, model, records
+    lower = work.lower.spared(network, work.context, partial(_enough, work))
+    if lower == work.lower:
+        return work, model, records
+    work = replace(work, lower=lower)
+    return work, *work.deployed(network)
+
+
+def _enough(work: Work, model: Model) -> bool:
+    """Tell whether a network keeps to a goal of loss, if there is one."""
     goal = work.settings.goal
-    error, agreed = whole_error(alone.differences), agreement(alone.differences)
+    if goal.max_accuracy_drop is not None:
+        return not _missed(work, (), work.scored(model))
+    if goal.max_error is None and goal.min_agreement is None:
+        return True
+    return not _missed(work, work.differences(model), None)
+
+
+def _missed(work: Work, differences: Sequence[OutputDifference], score: float | None) -> str:
+    """Return what of a network is beyond what the goal asks for, in words; "" if nothing is."""
+    goal = work.settings.goal
+    error, agreed = whole_error(differences), agreement(differences)
     if goal.max_error is not None and not error <= goal.max_error:
         return f"an error of the outputs of {error:.3g}"
     if goal.min_agreement is not None and not (agreed or 0.0) >= goal.min_agreement:
         return f"the same top class on {agreed or 0.0:.4g} of the samples"
-    if goal.max_accuracy_drop is None or alone.score is None:
+    if goal.max_accuracy_drop is None or score is None:
         return ""
-    short = not alone.score >= goal.least(work.baseline)
-    return f"a score of {alone.score:.6g}" if short else ""
+    return "" if score >= goal.least(work.baseline) else f"a score of {score:.6g}"
 
 
 def _check_type(model: Model, precision: str) -> None:

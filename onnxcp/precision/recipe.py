@@ -95,20 +95,10 @@ def lower(
     kept = [name for name in nodes if matches(name, recipe.keep)]
     if kept:
         notes.append(f"in float: {', '.join(kept)}")
-    if recipe.balanced:
-        progress("balancing factors")
-        prepared, count = balance(prepared, batches, machine)
-        if count:
-            notes.append(f"{count} pairs of factors balanced")
-    progress("calibrating")
-    ranges = calibrate(prepared, batches, recipe.method)
-    quantized = _quantizer(ranges, recipe.keep)
-    if recipe.corrected:
-        progress("correcting biases")
-        prepared = correct_biases(
-            prepared, quantized, first_samples(batches, _BIAS_SAMPLES), machine
-        )
-    return quantized(prepared), tuple(notes)
+    ready = _Ready.of(prepared, recipe, batches, machine, progress)
+    if ready.balanced:
+        notes.append(f"{ready.balanced} pairs of factors balanced")
+    return ready.quantized(recipe.keep), tuple(notes)
 
 
 def stand_in(model: Model, keep: Sequence[str] = ()) -> Model:
@@ -193,6 +183,92 @@ def tune(
     return replace(recipe, method=method, keep=tuple(kept))
 
 
+def spare(
+    model: Model,
+    recipe: Recipe,
+    batches: Sequence[Batch],
+    machine: Machine,
+    progress: Progress = lambda _: None,
+    *,
+    enough: Callable[[Model], bool],
+) -> Recipe:
+    """Keep as few more layers in float as are enough, where a recipe loses more than it may.
+
+    Those after which the error grows most are the first. More of them are taken to lose no more, so
+    their number is doubled until they are enough, and then halved in between.
+
+    Parameters
+    ----------
+    model, recipe, batches, machine, progress
+        As of `lower`.
+    enough
+        Tells whether a network is close enough to the original.
+
+    Returns
+    -------
+    Recipe
+        That given where the network in float, or with all layers in float but one, is not enough.
+    """
+    if not enough(model):
+        return recipe
+    ready = _Ready.of(prepare(model), recipe, batches, machine, progress)
+    steps = _by_step(ready.model, ready.quantized(recipe.keep), batches, machine)
+    names = [exactly(name) for name in steps if not matches(name, recipe.keep)]
+
+    def kept(count: int) -> tuple[str, ...]:
+        return *recipe.keep, *names[:count]
+
+    few, most = 0, len(names)  # few are not enough; all would be no int8 any more
+    while most - few > 1:
+        found = most < len(names)
+        count = (few + most) // 2 if found else min(2 * few or 1, most - 1)
+        progress(f"{count} more layer{'s' * (count > 1)} in float")
+        if enough(ready.quantized(kept(count))):
+            most = count
+        else:
+            few = count
+    return recipe if most == len(names) else replace(recipe, keep=kept(most))
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A network that is prepared, and its ranges; `quantized` whatever stays float."""
+
+    model: Model
+    balanced: int
+    ranges: Ranges
+    samples: Sequence[Batch]
+    machine: Machine
+    corrected: bool
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls,
+        prepared: Model,
+        recipe: Recipe,
+        batches: Sequence[Batch],
+        machine: Machine,
+        progress: Progress,
+    ) -> _Ready:
+        count = 0
+        if recipe.balanced:
+            progress("balancing factors")
+            prepared, count = balance(prepared, batches, machine)
+        progress("calibrating")
+        ranges = calibrate(prepared, batches, recipe.method)
+        return cls(prepared, count, ranges, batches, machine, recipe.corrected, progress)
+
+    def quantized(self, keep: Sequence[str]) -> Model:
+        """Quantize it but for the layers that stay float."""
+        quantized, model = _quantizer(self.ranges, keep), self.model
+        if self.corrected:
+            self.progress("correcting biases")
+            few = first_samples(self.samples, _BIAS_SAMPLES)
+            model = correct_biases(model, quantized, few, self.machine)
+        return quantized(model)
+
+
 def _quantizer(ranges: Ranges, keep: Sequence[str]) -> Callable[[Model], Model]:
     def quantizer(model: Model) -> Model:
         return quantize(model, ranges, keep=keep, reduce_range=saturates())
@@ -207,7 +283,16 @@ def _inputs(model: Model) -> set[str]:
 def _suspects(
     model: Model, quantized: Model, batches: Sequence[Batch], machine: Machine
 ) -> list[str]:
-    """Return the layers after which the error is larger than before, the largest steps first."""
+    """Return the layers that the error may be due to: first, last, and the largest steps."""
+    names = _by_step(model, quantized, batches, machine)
+    ends = [node.name for node in model.proto.graph.node if node.name in names]
+    return list(dict.fromkeys([*ends[:1], *ends[-1:], *names[:_SUSPECTS]]))
+
+
+def _by_step(
+    model: Model, quantized: Model, batches: Sequence[Batch], machine: Machine
+) -> list[str]:
+    """Return the layers, those first after which the error has grown most."""
     nodes = {node.name: node for node in model.proto.graph.node if node.op_type in WEIGHTED}
     there = {node.name: node.output[0] for node in quantized.proto.graph.node}
     names = [name for name in nodes if name in there]
@@ -218,8 +303,7 @@ def _suspects(
         _distance([{"y": b[there[name]]}], [{"y": a[nodes[name].output[0]]}]) for name in names
     ]
     steps = dict(zip(names, np.diff(errors, prepend=0.0), strict=True))
-    most = sorted(steps, key=lambda name: -steps[name])[:_SUSPECTS]
-    return list(dict.fromkeys([*names[:1], *names[-1:], *most]))
+    return sorted(steps, key=lambda name: -steps[name])
 
 
 def _slower(before: Model, after: Model, batch: Batch, machine: Machine) -> bool:

@@ -11,6 +11,7 @@ What the network reads and makes stays float.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from onnxcp.errors import PassError
@@ -19,7 +20,7 @@ from onnxcp.passes import Context, LowerPass, PassResult
 from onnxcp.precision.alone import open_end
 from onnxcp.precision.qdq import is_quantized, matches
 from onnxcp.precision.ranges import METHODS
-from onnxcp.precision.recipe import Recipe, lower, stand_in, tune
+from onnxcp.precision.recipe import Recipe, lower, spare, stand_in, tune
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,14 @@ class Quantize(LowerPass):
         recipe = replace(self._recipe, keep=())
         found = tune(
             model, recipe, batches, context.machine, context.progress, methods=(self.method,)
+        )
+        return replace(self, keep=" ".join(found.keep))
+
+    def spared(self, model: Model, context: Context, enough: Callable[[Model], bool]) -> Quantize:
+        """Keep as few more layers in float as are enough."""
+        batches = context.batches(self.name, self.samples)
+        found = spare(
+            model, self._recipe, batches, context.machine, context.progress, enough=enough
         )
         return replace(self, keep=" ".join(found.keep))
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcp.graph.model import load
+from onnxcp.graph.model import Model, load
 from onnxcp.precision import recipe as recipes
 from onnxcp.precision.half import to_half
 from onnxcp.precision.processor import saturates
-from onnxcp.precision.recipe import Recipe, lower, stand_in, tune
+from onnxcp.precision.recipe import Recipe, lower, spare, stand_in, tune
 from onnxcp.profiling.machine import Machine
 from tests.clockwork import trial
 from tests.networks import initializers, operators
@@ -98,6 +98,46 @@ class TestTuning:
         batches = samples(64)
         batches[0]["image"][0, 0, 0, 0] = 500.0
         assert tune(load(network()), Recipe(), batches, MACHINE).method != "minmax"
+
+
+class TestSparing:
+    def test_keeps_as_few_layers_in_float_as_are_enough(self) -> None:
+        model, plain = load(hurt()), Recipe(balanced=False)
+        before = error(lower(model, plain, samples(64), MACHINE)[0], hurt())
+        found = spare(
+            model,
+            plain,
+            samples(64),
+            MACHINE,
+            enough=lambda made: error(made, hurt()) < 0.8 * before,
+        )
+        assert found.keep
+        made, fewer = (
+            error(lower(model, replace(plain, keep=keep), samples(64), MACHINE)[0], hurt())
+            for keep in (found.keep, found.keep[:-1])
+        )
+        assert made < 0.8 * before <= fewer
+
+    @pytest.mark.parametrize("float_is_enough", [True, False])
+    def test_nothing_is_kept_where_nothing_is_enough(self, float_is_enough: bool) -> None:
+        model, looked = load(network()), list[bool]()
+
+        def enough(made: Model) -> bool:
+            looked.append(made is model)
+            return made is model and float_is_enough
+
+        recipe = Recipe(keep=("one/0",))
+        assert spare(model, recipe, samples(), MACHINE, enough=enough) == recipe
+        assert looked.count(True) == 1
+        assert bool(looked.count(False)) == float_is_enough
+
+    def test_what_was_kept_stays(self) -> None:
+        model, limit = load(hurt()), iter([True, False, True])  # in float, with one, with two
+        recipe = Recipe(keep=("one/0",))
+        found = spare(model, recipe, samples(64), MACHINE, enough=lambda _: next(limit))
+        assert len(found.keep) == 3
+        assert found.keep[0] == "one/0"
+        assert len(set(found.keep)) == 3
 
 
 class TestProcessors:
