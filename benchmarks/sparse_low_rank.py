@@ -1,6 +1,6 @@
 """Sparse plus low rank: what it is worth on real layers, and on a whole network.
 
-    python -m benchmarks.sparse_low_rank --assets FOLDER [--parts layers,structure,network]
+    python -m benchmarks.sparse_low_rank --assets FOLDER [--parts layers,structure,ends,network]
 
 FOLDER is that of `benchmarks.closed_form`. Nothing is trained, and no label is looked at but to
 score. Errors are of what comes out of the ReLU behind a layer, relative, on rows held out.
@@ -11,6 +11,9 @@ score. Errors are of what comes out of the ReLU behind a layer, relative, on row
   left, and the same support and rank without shrinking. Other families last.
 - structure: single weights against whole groups at equal parameters, and what a runtime makes of
   either: the time of a layer is measured, alone in a graph.
+- ends: the two ways to end a sum of a channel SVD and a centre tap, an Add, or one convolution of
+  what Concat has joined; and the two ways to take channels, Gather, or a Slice where they lie
+  side by side. Between two convolutions of random weights, times of all three together.
 - network: `onnxcp optimize` on the whole network, for 4 times fewer parameters and 3 times the
   speed.
 """
@@ -18,6 +21,7 @@ score. Errors are of what comes out of the ReLU behind a layer, relative, on row
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -42,6 +46,7 @@ from benchmarks.closed_form import (
     family,
     pictures,
 )
+from models.builder import GraphBuilder
 from onnxcp import FactorizePass, Model, Refusal, Site, load
 from onnxcp.calibration.data import load_data
 from onnxcp.calibration.statistics import Observed, Sample, sample
@@ -52,6 +57,8 @@ from onnxcp.linalg.moments import reduced_rank
 from onnxcp.linalg.sparse_low_rank_admm import Penalties, Relaxed, debiased, solve_relaxed
 from onnxcp.planning.latency import SiteBench, timing_of
 from onnxcp.profiling.inputs import session_inputs
+from onnxcp.profiling.session import Runner
+from onnxcp.profiling.timing import paired
 from onnxcp.refit.activation import BehindActivation
 from onnxcp.refit.regression import Trial, metric
 from onnxcp.refit.stops import observe_stop, pairs_of
@@ -68,6 +75,7 @@ RATIOS = {"positions": 0.6, "inputs": 0.2}  # of the group norm over the nuclear
 HALVINGS = 7
 ROUNDS = 15  # of iterative hard thresholding
 OTHERS = ("spatial-svd", "output-first-svd", "cp3")
+ENDS = ((16, 32), (64, 56), (64, 8), (128, 28), (256, 14), (512, 14))  # channels, and size
 FEWER, FASTER, DROP = 4.0, 3.0, 1.0
 
 
@@ -265,6 +273,50 @@ def compare_structures(at: Path) -> None:
                 print(f"  {share:.0%} {what:36} {error:.4f}  a dense convolution to any runtime")
 
 
+def sums(channels: int, end: str) -> Model:
+    """Return a network whose middle layer is a sum, of one end, that keeps a quarter of it."""
+    g = GraphBuilder(end)
+    rank = max(4, channels * channels * 9 // (4 * channels * 10))
+    few = max(1, channels // 8)
+    x = g.input("x", ["N", channels, "H", "W"])
+    a = g.relu(g.conv(x, channels, channels, 3, name="a", pads=1), name="ra")
+    low = g.conv(a, channels, rank, 3, name="low", pads=1, bias=False)
+    if end == "concat":
+        joined = g.node("Concat", [low, a], name="joined", axis=1)
+        made = g.conv(joined, rank + channels, channels, 1, name="end")
+    else:
+        if end == "add":
+            small = g.conv(a, channels, channels, 1, name="small", bias=False)
+        else:
+            if end == "gather":
+                chosen = np.sort(np.random.default_rng(0).permutation(channels)[:few])
+                picked = [g.initializer("chosen", chosen.astype(np.int64))]
+                taken = g.node("Gather", [a, *picked], name="taken", axis=1)
+            else:
+                ends = {"first": 0, "behind": few, "axis": 1}
+                where = [g.initializer(name, np.array([n])) for name, n in ends.items()]
+                taken = g.node("Slice", [a, *where], name="taken")
+            small = g.conv(taken, few, channels, 3, name="small", pads=1, bias=False)
+        last = g.conv(low, rank, channels, 1, name="last")
+        made = g.node("Add", [last, small], name="made")
+    b = g.relu(made, name="rb")
+    return Model(g.model([g.conv(b, channels, channels, 3, name="b", pads=1)]))
+
+
+def compare_ends(_: Path) -> None:
+    """Print what the ends of sums take against each other."""
+    print("channels size batch  Concat over Add         Slice over Gather")
+    for (channels, size), batch in itertools.product(ENDS, (1, 8)):
+        shape = (batch, channels, size, size)
+        feeds = {"x": np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
+        told = []
+        for pair in (("concat", "add"), ("slice", "gather")):
+            runs = [Runner(MACHINE.open(sums(channels, end)), feeds).run for end in pair]
+            trial = paired(*runs, rounds=40, min_seconds=1.5, max_seconds=8.0)
+            told.append(f"{trial.ratio:.3f} ({trial.low:.3f} to {trial.high:.3f})")
+        print(f"{channels:8} {size:4} {batch:5}  {told[0]:22}  {told[1]}", flush=True)
+
+
 def optimize(at: Path, options: Sequence[str]) -> dict[str, Any]:
     """Run the whole job on the network, and return the record of it."""
     model, calibration, test = VGG
@@ -317,6 +369,7 @@ def compare_networks(at: Path) -> None:
 PARTS = {
     "layers": compare_layers,
     "structure": compare_structures,
+    "ends": compare_ends,
     "network": compare_networks,
 }
 
