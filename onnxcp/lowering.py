@@ -104,7 +104,8 @@ def with_precision(work: Work) -> Work:
     work.progress(f"timing {precision}", 0, 1)
     trial = race(work, alone, seconds_of_original(work))
     if planned is None and not trial.faster:
-        told = f"{precision} is not faster here ({trial}), so {FULL} is kept."
+        most = f", with as many layers in {FULL} as the goal takes," if work.lower != lower else ""
+        told = f"{precision}{most} is not faster here ({trial}), so {FULL} is kept."
         return replace(in_full(full), told=told)
     name, differences = f"{precision} alone", work.differences(alone)
     step = Step(name, alone, trial, differences, work.scored(alone), _notes(records))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,32 +10,32 @@ import numpy.typing as npt
 
 from onnxcp.calibration.data import Samples, load_training
 from onnxcp.calibration.sources import CalibrationSource, DataSource
-from onnxcp.cosine_svd import by_cosine, is_limited, outlined_by_cosine, wanted
+from onnxcp.cosine_svd import is_limited, outlined_by_cosine, wanted
 from onnxcp.errors import OnnxcpError
 from onnxcp.finishing import with_finish
 from onnxcp.graph.model import Model, ModelSource
 from onnxcp.graph.refusal import Refusal
 from onnxcp.graph.summary import Summary, summarize
-from onnxcp.loading import shapes_of, work_for
-from onnxcp.lowering import FULL, Steps, in_full, lowered, steps, with_precision
+from onnxcp.loading import work_for
+from onnxcp.lowering import FULL, in_full, with_precision
 from onnxcp.passes import PassRecord
-from onnxcp.planned import Planned, by_goal, by_plan, outlined, plan_of
+from onnxcp.planned import Planned, by_goal, outlined, plan_of
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.option import Decision
 from onnxcp.planning.plan import Plan
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.inputs import Shape, session_inputs
 from onnxcp.progress import Progress, silent
-from onnxcp.rewriting import Rewrite, Work, by_choice, by_passes, given_back
+from onnxcp.proving import proven, size_left, summary_of, with_weights
+from onnxcp.rewriting import Work
 from onnxcp.settings import Settings
-from onnxcp.sizes import by_size, bytes_wanted, first_share, judged_by_size
+from onnxcp.sizes import bytes_wanted, first_share, judged_by_size
 from onnxcp.training import Finetuned, Told
 from onnxcp.units import nbytes
 from onnxcp.verification import (
     Evaluate,
     Step,
     Verification,
-    verify,
 )
 
 NOTHING = "Nothing was worth rewriting; the original is handed back."
@@ -190,25 +189,26 @@ def optimize(
     full = with_finish(work_for(source, settings, data, labelled, evaluate, progress))
     trains = _trains(full, training_data, told)
     work = with_precision(full)
-    made = _made(work)
+    made = proven(work)
     way = made.steps
     if settings.plan is None and way is not None and (way.full_is_faster or way.misses):
         # Chains may be so small that going to integers and back costs more than they gain; or the
         # loss is that of the precision, and no layer that is given back undoes it.
         again = in_full(full)
-        other = _made(again)
+        other = proven(again)
         if way.misses or other.seconds < made.seconds:
             work, made = replace(again, told=way.told_of_full), other
     rewrite, planned, verification = made.rewrite, made.planned, made.verification
     finetuned = None
-    if trains is not None and verification is not None and _worth(verification, sized):
+    able = verification is not None and (sized or verification.trial.faster) and not made.broken
+    if trains is not None and able:
         if rewrite.plain is None:
             untrained = "No layer was replaced, so nothing was fine-tuned."
             work = replace(work, told=f"{work.told} {untrained}".strip())
         else:
             finetuned = trains(rewrite.plain)
     if finetuned is not None:
-        made = _with_weights(work, made, finetuned.model)
+        made = with_weights(work, made, finetuned.model)
         rewrite, verification = made.rewrite, made.verification
 
     result = Optimized(
@@ -243,9 +243,9 @@ def optimize(
         result = replace(result, steps=(made.steps or way).rows, told=work.told or way.told)
     if rewrite.model is None or verification is None:
         return result
-    after = _summary(work, rewrite)
+    after = summary_of(work, rewrite)
     result = replace(result, after=after)
-    if _broken(verification):
+    if made.broken:
         return replace(result, verdict=BROKEN)
     if sized:
         sizes = f"{nbytes(result.before.nbytes)} to {nbytes(after.nbytes)}"
@@ -254,7 +254,7 @@ def optimize(
         verdict = f"{SMALLER}: {sizes}, {verification.trial} as fast"
         return replace(result, model=rewrite.model, improved=True, verdict=verdict)
     if not verification.trial.faster:
-        size = f"{_size(result.before, after)}. " if settings.preset else ""
+        size = f"{size_left(result.before, after)}. " if settings.preset else ""
         return replace(result, verdict=f"{size}{SLOWER} ({verification.trial})")
     return replace(
         result, model=rewrite.model, improved=True, verdict=f"{FASTER}: {verification.trial}"
@@ -299,38 +299,6 @@ def make_plan(
     return plan, replace(planned, shortfall=f"{planned.shortfall} {work.told}".strip())
 
 
-def _rewritten(work: Work) -> tuple[Rewrite, Planned | None]:
-    """Rewrite as the settings say."""
-    settings = work.settings
-    if settings.passes:
-        return by_passes(work), None
-    if settings.plan is not None:
-        return by_plan(work, settings.plan), None
-    if settings.target is not None:
-        return by_choice(work, settings.target), None
-    if settings.preset is not None:
-        return by_cosine(work, settings.preset, settings.goal)
-    if settings.goal.parameters is not None or settings.goal.size is not None:
-        return by_size(work)
-    return by_goal(work, settings.goal)
-
-
-def _verified(work: Work, rewrite: Rewrite) -> Verification | None:
-    """Time a rewritten network against the original, and score it."""
-    if rewrite.model is None:
-        return None
-    work.progress("verifying", 0, 1)
-    return verify(
-        work.original,
-        rewrite.model,
-        work.settings.machine,
-        work.feeds,
-        rewrite.differences,
-        score=work.score,
-        baseline=work.baseline,
-    )
-
-
 def _trains(
     work: Work, data: DataSource | CalibrationSource | None, told: Told
 ) -> Callable[[Model], Finetuned] | None:
@@ -355,128 +323,6 @@ def _trains(
         return found
 
     return train
-
-
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """A rewritten network as it may be handed out, and how it came about."""
-
-    rewrite: Rewrite
-    planned: Planned | None
-    verification: Verification | None
-    steps: Steps | None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of a run for each of the original."""
-        return math.inf if self.verification is None else 1 / self.verification.trial.ratio
-
-
-def _made(work: Work) -> _Made:
-    """Rewrite, and give sites back until the whole network is faster; or none are left."""
-    sized = judged_by_size(work.settings)
-    rewrite, planned = _rewritten(work)
-    made = _held(work, lowered(work, rewrite), planned)
-    smaller = _smaller(work, made.rewrite, made.verification)
-    while (found := made.verification) is not None and not (_good(made, sized) or _broken(found)):
-        fewer = _doubted(work, made.rewrite)
-        if fewer is None:
-            break
-        planned = None if planned is None else planned.given_back(smaller)
-        smaller = ""
-        made = _held(work, lowered(work, fewer), planned)
-    return made
-
-
-def _held(work: Work, rewrite: Rewrite, planned: Planned | None) -> _Made:
-    """Hold a rewritten network against the original."""
-    verification = _verified(work, rewrite)
-    there = verification is not None and verification.trial.faster
-    short = "" if planned is None else planned.shortfall
-    found = None
-    if there and verification is not None:
-        found = steps(work, rewrite, verification, short)
-    return _Made(rewrite, planned, verification, found)
-
-
-def _good(made: _Made, sized: bool) -> bool:
-    if sized:
-        return True
-    if made.steps is not None and not made.steps.pays:
-        return False
-    return made.verification is not None and made.verification.trial.faster
-
-
-def _summary(work: Work, rewrite: Rewrite) -> Summary:
-    """Summarize a rewritten network; what a lower precision writes otherwise counts as before."""
-    assert rewrite.model is not None
-    counted = rewrite.model
-    if work.lower is not None:
-        counted = rewrite.full or work.original
-    found = summarize(counted, shapes_of(counted, work.feeds, work.settings.machine))
-    return replace(found, nbytes=rewrite.model.file_nbytes)
-
-
-def _worth(verification: Verification, sized: bool) -> bool:
-    return (sized or verification.trial.faster) and not _broken(verification)
-
-
-def _with_weights(work: Work, made: _Made, model: Model) -> _Made:
-    """Return the same for other weights, on which time does not depend."""
-    rewrite, verification = made.rewrite, made.verification
-    if model is rewrite.plain or verification is None:
-        return made
-    if rewrite.endings:
-        model, _ = work.finished(model)
-    # What was held out of refits may have been trained on.
-    rewrite = replace(rewrite, model=model, differences=work.differences(model), held=())
-    rewrite = lowered(work, rewrite)
-    assert rewrite.model is not None
-    score = work.scored(rewrite.model)
-    scores = None if score is None or work.baseline is None else (work.baseline, score)
-    verification = replace(verification, differences=rewrite.differences, accuracy=scores)
-    found = None if made.steps is None else steps(work, rewrite, verification)
-    return replace(made, rewrite=rewrite, verification=verification, steps=found)
-
-
-def _broken(verification: Verification) -> bool:
-    return any(each.finite_a and not each.finite_b for each in verification.differences)
-
-
-def _doubted(work: Work, rewrite: Rewrite) -> Rewrite | None:
-    """Give back the half of the sites that gain least for certain; None if none are left."""
-    certain = {
-        each.site: (timing.before - timing.before / timing.low)
-        for each in rewrite.decisions
-        if each.option is not None and (timing := each.option.timing) is not None
-    }
-    # What ends every rewrite, and a lower precision, may pay without any site.
-    if len(certain) < (1 if work.finish or work.lower else 2):
-        return None
-    doubted = sorted(certain, key=lambda site: certain[site])[: (len(certain) + 1) // 2]
-    why = "with it, the whole network was measured to be no faster"
-    return given_back(work, rewrite, doubted, why)
-
-
-def _smaller(work: Work, rewrite: Rewrite, verification: Verification | None) -> str:
-    """Say what a preset for size comes to where that is not faster; "" elsewhere."""
-    if work.settings.preset is None or rewrite.model is None or verification is None:
-        return ""
-    if verification.trial.faster:
-        return ""
-    size = _size(summarize(work.original, work.shapes), _summary(work, rewrite))
-    return (
-        f"{size}, but is not faster ({verification.trial}), so layers were given back, those "
-        "first that gain least."
-    )
-
-
-def _size(before: Summary, after: Summary) -> str:
-    """Return what is left of a network, as the beginning of a sentence."""
-    left = f"{after.parameters / before.parameters:.0%} of the parameters"
-    if before.macs and after.macs is not None:
-        left += f" and {after.macs / before.macs:.0%} of the MACs"
-    return f"The rewritten network has {left}"
 
 
 def _wanted(settings: Settings) -> str:

@@ -289,7 +289,7 @@ class TestInTheMainJob:
         said: str,
     ) -> None:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-        monkeypatch.setattr("onnxcp.optimizer.by_goal", lambda *_: pytest.fail("it was begun"))
+        monkeypatch.setattr("onnxcp.proving.by_goal", lambda *_: pytest.fail("it was begun"))
         done = onnxcp("optimize", model, "--finetune", "1", "--train-data", train, *how)
         assert done.code == 2
         assert said in done.err.replace("\n", " ")

@@ -109,7 +109,7 @@ class TestGivenBack:
         assert serialized(again) == serialized(result)
 
     def test_not_where_the_outputs_overflow(self, clock: Clockwork, monkeypatch: Any) -> None:
-        monkeypatch.setattr("onnxcp.optimizer._broken", lambda _: True)
+        monkeypatch.setattr("onnxcp.proving.Proven.broken", True)
         clock.verified = penalty(NAMES)
         result = planned(goal=Goal(macs=0.15))
         assert not result.improved
