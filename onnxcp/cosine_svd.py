@@ -14,12 +14,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from onnxcp.building import Builder
 from onnxcp.errors import OnnxcpError
 from onnxcp.finishing import seconds_of_original
 from onnxcp.graph.chain import site_macs
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site, find_sites
-from onnxcp.planned import Builder, Planned, decided, head_of, row_of
+from onnxcp.planned import Planned, decided, head_of, row_of
 from onnxcp.planning.cosine import (
     FAMILIES,
     LEVELS,

@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from onnxcp.building import Builder, decision_on
 from onnxcp.factorize import (
-    Factorized,
     FactorizePass,
     Ranks,
     apply_all,
     nominal_input_shape,
 )
-from onnxcp.finishing import race, seconds_of_original
+from onnxcp.finishing import seconds_of_original
 from onnxcp.graph.chain import chain_macs, site_macs
 from onnxcp.graph.digest import model_digest
 from onnxcp.graph.model import Model
 from onnxcp.graph.refusal import Reason, Refusal, main_refusal
 from onnxcp.graph.site import Site, find_sites
-from onnxcp.graph.splice import splice
 from onnxcp.graph.summary import summarize
 from onnxcp.planning.distortion import ErrorTable
 from onnxcp.planning.goal import Goal
-from onnxcp.planning.latency import LatencyTable, SiteBench, timing_of, with_random_weights
+from onnxcp.planning.latency import LatencyTable, SiteBench, timing_of
 from onnxcp.planning.option import Candidate, Decision, Option
 from onnxcp.planning.plan import Numbers, Plan, PlannedModel, Row, plan_choices
-from onnxcp.planning.planner import Choice, Planner
-from onnxcp.planning.search import Attempt, Round, outline, search
+from onnxcp.planning.planner import Planner
+from onnxcp.planning.search import Round, outline, search
 from onnxcp.planning.survey import Surveyed, survey
 from onnxcp.profiling.compare import Batch, batch_size
 from onnxcp.profiling.environment import describe
-from onnxcp.profiling.timing import Trial
 from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
-from onnxcp.verification import Verification, agreement, tolerable, whole_error
+from onnxcp.verification import Verification
 
-_RIVALS = 2  # options of other families to refit as well,
-_NEAR = 2.0  # of which at most so many times the distortion is expected
-_EQUAL = 1.02  # and at most so many times the seconds
-_LESSON = math.log(4.0)  # the most that one refit teaches of the errors of a family
 _SAMPLES = 64  # to find errors on at least, where there are so many
 _RUNNING = 20.0  # seconds that all of them together may run
 _BATCH = 32
@@ -100,7 +94,7 @@ def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
     planned = Planned(goal, found.rounds, found.shortfall, planner.sites, problem)
     if found.attempt is not None:
         return found.attempt.made, planned
-    decisions = tuple(_decision(each) for each in planner.sites)
+    decisions = tuple(decision_on(each) for each in planner.sites)
     return settled(work, replace(bare, decisions=decisions)), planned
 
 
@@ -112,7 +106,7 @@ def outlined(work: Work, goal: Goal) -> tuple[Plan, Planned]:
     rows = []
     for each in planner.sites:
         option = choice.options.get(each.site)
-        refusals = () if option is not None else _decision(each).refusals
+        refusals = () if option is not None else decision_on(each).refusals
         rows.append(row_of(each.site, option, refusals))
     return Plan(**head_of(work, str(goal), planned.kept), sites=tuple(rows)), planned
 
@@ -176,17 +170,6 @@ def decided(
         option = Option(site, family, ranks, cost, timing, cosine=cosine)
         decisions.append(Decision(site, macs, (Candidate(option, result),)))
     return tuple(decisions)
-
-
-def score_for(goal: Goal, work: Work, rewrite: Rewrite) -> float | None:
-    """Return what a goal judges a rewritten network by: how far it agrees, or what it scores."""
-    assert rewrite.model is not None
-    if goal.min_agreement is None and work.score is None:
-        return None  # deploying a network takes a while
-    model, _ = work.deployed(rewrite.model)
-    if goal.min_agreement is not None:
-        return agreement(work.differences(model) if work.lower else rewrite.differences)
-    return work.scored(model)
 
 
 def _known(value: float | None) -> float:
@@ -289,151 +272,6 @@ def _prepared(work: Work) -> tuple[Rewrite, Planner]:
     macs = summarize(work.original, work.shapes).macs  # folding changes none, but names of tensors
     parameters = summarize(prepared, work.shapes).parameters
     return bare, Planner(surveyed, seconds, macs=macs, parameters=parameters, gained=work.gained)
-
-
-class Builder:
-    """Times choices with random weights, since time does not depend on them, and builds them."""
-
-    def __init__(self, work: Work, bare: Rewrite, goal: Goal, seconds: float) -> None:
-        self._work = work
-        self._goal = goal
-        self._seconds = seconds
-        self._bare = bare
-        self._results: dict[tuple[str, str, Ranks], Factorized] = {}
-        self._machine = work.settings.machine
-
-    def time(self, choice: Choice) -> Trial:
-        """Time the original (a) against the network of a choice (b)."""
-        work = self._work
-        work.progress("timing the planned network", 0, 1)
-        chains = {
-            site: (option.family.name, with_random_weights(option.sketch, seed))
-            for seed, (site, option) in enumerate(choice.options.items())
-        }
-        network, _ = work.finished(splice(self._bare.prepared, chains))
-        return race(work, work.timed_as(network), self._seconds)
-
-    def build(self, choice: Choice, planner: Planner, *, compete: bool = True) -> Attempt[Rewrite]:
-        """Decompose, refit and compare; options whose factors cancel are taken off the list."""
-        work = self._work
-        candidates: dict[Site, tuple[Candidate, ...]] = {}
-        rivals = {
-            option: self._rivals(option, planner) if compete else []
-            for option in choice.options.values()
-        }
-        self._decompose(each for option, others in rivals.items() for each in (option, *others))
-        for done, (site, option) in enumerate(choice.options.items()):
-            work.progress(f"{site.name}: checking its rounding", done, len(choice.options))
-            chosen = self._candidate(option, planner)
-            if chosen is not None:
-                others = [self._candidate(each, planner) for each in rivals[option]]
-                candidates[site] = (chosen, *(each for each in others if each is not None))
-        decisions = tuple(_decision(each, candidates.get(each.site, ())) for each in planner.sites)
-        rewrite = settled(work, replace(self._bare, decisions=decisions))
-        options = {each.site: each.option for each in rewrite.decisions if each.option is not None}
-        built = Choice(options, choice.reached)
-        score = None if rewrite.model is None else score_for(self._goal, work, rewrite)
-        held = rewrite.judged if rewrite.held else None
-        return Attempt(
-            rewrite, built, self._error(rewrite), score, held, _lessons(rewrite.decisions)
-        )
-
-    def _error(self, rewrite: Rewrite) -> float:
-        """Return the error of a network, as it is deployed where that is what the goal limits."""
-        work = self._work
-        if work.lower is None or self._goal.error is None or rewrite.model is None:
-            return rewrite.error
-        return whole_error(work.differences(work.deployed(rewrite.model)[0]))
-
-    def _candidate(self, option: Option, planner: Planner) -> Candidate | None:
-        """Decompose for an option; of one that is unfit the planner is told, and there is none."""
-        result = self._results[_key(option)]
-        problem = self._unfit(option, result)
-        if problem is None:
-            return Candidate(option, result)
-        planner.forget(option, Refusal(option.site.name, Reason.INACCURATE, problem))
-        return None
-
-    def _rivals(self, option: Option, planner: Planner) -> list[Option]:
-        """Return what other families offer at the cost of an option.
-
-        Errors of options are estimates, and where there are samples, a refit finds out which
-        family is the closest.
-        """
-        if self._work.fits is None:
-            return []
-        found: dict[FactorizePass, Option] = {}
-        for each in planner.rivals(option.site):
-            if each.family is not option.family and self._costs_no_more(each, option):
-                found[each.family] = each
-        near = [each for each in found.values() if each.distortion <= _NEAR * option.distortion]
-        return sorted(near, key=lambda each: each.distortion)[:_RIVALS]
-
-    def _costs_no_more(self, rival: Option, option: Option) -> bool:
-        if self._goal.macs is not None:
-            return rival.macs <= option.macs
-        if self._goal.parameters is not None:
-            return rival.parameters <= option.parameters
-        return rival.timing.after <= _EQUAL * option.timing.after
-
-    def _decompose(self, options: Iterable[Option]) -> None:
-        """Decompose for options, those apart that were before."""
-        missing = {_key(each): each for each in options if _key(each) not in self._results}
-
-        def jobs() -> Iterator[tuple[FactorizePass, Site, Ranks]]:
-            for done, each in enumerate(missing.values()):
-                self._work.progress(f"{each.site.name}: decomposing", done, len(missing))
-                yield each.family, each.site, each.ranks
-
-        self._results.update(zip(missing, apply_all(jobs()), strict=True))
-
-    def _unfit(self, option: Option, result: Factorized) -> str | None:
-        if not math.isfinite(result.error):
-            return f"{option} did not converge"
-        shape = self._work.shapes[option.site.input]
-        bench = SiteBench(self._bare.prepared, option.site, shape, self._machine)
-        rounding = bench.rounding_error(result)
-        if tolerable(option.site, rounding):
-            return None
-        return f"{option} holds terms that cancel: rounding alone costs {rounding:.1e}"
-
-
-def _lessons(decisions: Iterable[Decision]) -> dict[FactorizePass, float]:
-    """Return how many times the expected squared errors of families really are.
-
-    Those of a layer are known up to what the layer matters to the network, which is the same for
-    all families; so at each the mean of the logarithms is taken off.
-    """
-    found: dict[FactorizePass, list[float]] = {}
-    for decision in decisions:
-        tried = {} if decision.refit is None else decision.refit.tried
-        expected = {each.option.family: each.option.error for each in decision.candidates}
-        logs = {
-            family: math.log(error / expected[family])
-            for family, error in tried.items()
-            if error > 0 and expected.get(family, 0.0) > 0
-        }
-        for family, value in logs.items():
-            if len(logs) > 1:
-                found.setdefault(family, []).append(value - sum(logs.values()) / len(logs))
-    means = {family: sum(values) / len(values) for family, values in found.items()}
-    return {family: math.exp(max(-_LESSON, min(_LESSON, each))) for family, each in means.items()}
-
-
-def _key(option: Option) -> tuple[str, str, Ranks]:
-    return option.site.name, option.family.name, option.ranks
-
-
-def _decision(surveyed: Surveyed, candidates: tuple[Candidate, ...] = ()) -> Decision:
-    if candidates:
-        return Decision(surveyed.site, surveyed.macs, candidates, surveyed.reasons)
-    reasons = surveyed.reasons
-    if surveyed.options:
-        best = max(surveyed.options, key=lambda option: option.saving)
-        count = len(surveyed.options)
-        detail = f"the goal needs none of its {count} option{'s' * (count > 1)} (fastest: {best})"
-        reasons = (*reasons, Refusal(surveyed.site.name, Reason.NOT_NEEDED, detail))
-    return Decision(surveyed.site, surveyed.macs, reasons=reasons)
 
 
 def _surveyed(work: Work, bare: Rewrite, sites: Sequence[Site], seconds: float) -> list[Surveyed]:

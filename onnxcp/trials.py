@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from onnxcp.building import score_for
 from onnxcp.factorize import Factors
 from onnxcp.graph.chain import Chain
 from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
 from onnxcp.graph.summary import summarize
-from onnxcp.planned import score_for
 from onnxcp.planning.cosine import Compared, Cut
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.planner import Forecast

@@ -186,7 +186,7 @@ def test_options_whose_terms_cancel_are_done_without(
     clock: Clockwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It shows only when they are decomposed and run."""
-    monkeypatch.setattr("onnxcp.planned.tolerable", lambda site, _: site.name != "two")
+    monkeypatch.setattr("onnxcp.building.tolerable", lambda site, _: site.name != "two")
     result = planned(goal=Goal(max_error=0.2))
     assert result.improved
     assert "two" not in chosen(result)

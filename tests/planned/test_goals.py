@@ -63,7 +63,7 @@ class TestGoals:
             seeds.append(seed)
             return with_random_weights(chain, seed)
 
-        monkeypatch.setattr("onnxcp.planned.with_random_weights", noted)
+        monkeypatch.setattr("onnxcp.building.with_random_weights", noted)
         result = planned(goal=Goal(speedup=2.0))
         assert result.planned is not None
         (sites,) = {each.sites for each in result.planned.rounds}

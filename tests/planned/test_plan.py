@@ -219,6 +219,7 @@ class TestMakePlan:
             raise AssertionError("nothing is to be built")
 
         monkeypatch.setattr("onnxcp.planned.settled", refuse)
+        monkeypatch.setattr("onnxcp.building.settled", refuse)
         monkeypatch.setattr(Work, "differences", refuse)
         plan, _ = make_plan(network(), settings(), data=DATA)
         assert any(row.family for row in plan.sites)
