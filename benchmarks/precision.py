@@ -105,6 +105,8 @@ def compare(case: Case, batch: int, cache: Path) -> None:
             else f"{trial.ratio:.2f}x ({trial.low:.2f} to {trial.high:.2f})"
         )
         over = "" if trial is None or base is None else f"{trial.ratio / base.ratio:.2f}"
+        if label == "both" and model is made.get("int8 alone"):
+            over = "the same network"
         print(
             f"  {case.name:10} {batch:3}  {label:15} {case.score(model):7.2f} {case.unit:2}  "
             f"{times:24}  {over}",

@@ -51,8 +51,9 @@ def main() -> None:
         shown = " to ".join(f"{1e3 * end:.3f}" for end in interval) if interval else "none"
         print(
             f"{1e3 * medians[-1]:7.3f} ms {shown:>20} {wall:8.1f} s   {noise['level']}: "
-            f"{noise['apart']:.1%} apart, {noise['drift']:.1%} drift, "
-            f"{noise['interrupted']:.0%} interrupted, identical work {1e6 * paces[-1]:.0f} us",
+            f"{noise['apart']:.1%} apart, {noise['drift']:.1%} drift, {noise['within']:.1%} by "
+            f"itself, {noise['interrupted']:.0%} interrupted, identical work "
+            f"{1e6 * paces[-1]:.0f} us",
             flush=True,
         )
     print(f"longest profile: {max(walls):.1f} s (wanted: below {WANTED_SECONDS:g} s)")

@@ -274,7 +274,7 @@ def compare_structures(at: Path) -> None:
 
 
 def sums(channels: int, end: str) -> Model:
-    """Return a network whose middle layer is a sum, of one end, that keeps a quarter of it."""
+    """Return a network whose middle layer is a channel SVD of a quarter, and what is beside it."""
     g = GraphBuilder(end)
     rank = max(4, channels * channels * 9 // (4 * channels * 10))
     few = max(1, channels // 8)

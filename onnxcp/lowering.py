@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import onnx
 
@@ -100,17 +100,18 @@ def with_precision(work: Work) -> Work:
     prepared, _ = work.finished(fold(work.original)[0])
     work.progress(f"choosing how to get to {precision}", 0, 1)
     lower = kind().tuned(prepared, work.context) if planned is None else planned
-    work, alone, records = _deployed(replace(work, lower=lower), prepared)
+    alone = _deployed(replace(work, lower=lower), prepared, fixed=planned is not None)
+    work = alone.work
     work.progress(f"timing {precision}", 0, 1)
-    trial = race(work, alone, seconds_of_original(work))
+    trial = race(work, alone.model, seconds_of_original(work))
     if planned is None and not trial.faster:
         most = f", with as many layers in {FULL} as the goal takes," if work.lower != lower else ""
         told = f"{precision}{most} is not faster here ({trial}), so {FULL} is kept."
         return replace(in_full(full), told=told)
-    name, differences = f"{precision} alone", work.differences(alone)
-    step = Step(name, alone, trial, differences, work.scored(alone), _notes(records))
+    name, seen = f"{precision} alone", alone.differences
+    step = Step(name, alone.model, trial, seen, alone.score, _notes(alone.records))
     gained = max(1 - 1 / trial.ratio, 0.0)
-    return replace(work, lowered=step, lowerings=records, gained=gained)
+    return replace(work, lowered=step, lowerings=alone.records, gained=gained)
 
 
 def in_full(work: Work) -> Work:
@@ -118,9 +119,14 @@ def in_full(work: Work) -> Work:
     return replace(work, settings=_for(work, FULL))
 
 
-def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
-    """Write a rewritten network in the precision of the work; the original, if there is none."""
-    if work.lower is None or work.lowered is None:
+def lowered(work: Work, rewrite: Rewrite, *, as_before: bool = False) -> Rewrite:
+    """Write a rewritten network in the precision of the work; the original, if there is none.
+
+    With `as_before` by the very pass that wrote it before, so that it takes as long; else by one
+    that suits it.
+    """
+    lower = work.lower
+    if lower is None or work.lowered is None:
         return rewrite
     if rewrite.model is None or rewrite.plain is rewrite.prepared:  # no layer has changed
         alone = work.lowered
@@ -133,18 +139,21 @@ def lowered(work: Work, rewrite: Rewrite) -> Rewrite:
             differences=alone.differences,
             held=(),
         )
-    if _planned(work) is None:
+    fixed = as_before or _planned(work) is not None
+    if as_before:
+        lower = rewrite.lower
+    elif not fixed:
         work.progress("choosing the layers that stay in float", 0, 1)
-        work = replace(work, lower=work.lower.retuned(rewrite.model, work.context))
-    work, model, records = _deployed(work, rewrite.model)
+        lower = lower.retuned(rewrite.model, work.context)
+    made = _deployed(replace(work, lower=lower), rewrite.model, fixed=fixed)
     return replace(
         rewrite,
-        model=model,
+        model=made.model,
         full=rewrite.model,
-        lower=work.lower,
-        lowerings=records,
-        differences=work.differences(model),
-        held=work.held(model) if rewrite.held else (),
+        lower=made.work.lower,
+        lowerings=made.records,
+        differences=made.differences,
+        held=work.held(made.model) if rewrite.held else (),
     )
 
 
@@ -229,36 +238,57 @@ def steps(
     return Steps(rows, pays=True, full_is_faster=full.slower, told=told, told_of_full=kept)
 
 
-def _deployed(work: Work, network: Model) -> tuple[Work, Model, tuple[PassRecord, ...]]:
-    """Write a network in the precision; where it loses too much, with fewer layers in that."""
-    model, records = work.deployed(network)
-    if work.lower is None or _planned(work) is not None or _enough(work, model):
-        return work, model, records
-    lower = work.lower.spared(network, work.context, partial(_enough, work))
-    if lower == work.lower:
-        return work, model, records
-    work = replace(work, lower=lower)
-    return work, *work.deployed(network)
+@dataclass(frozen=True, eq=False)
+class _Deployed:
+    """A network in the precision of a work; what it loses is looked at once, and if it is asked."""
+
+    work: Work
+    model: Model
+    records: tuple[PassRecord, ...]
+
+    @cached_property
+    def differences(self) -> tuple[OutputDifference, ...]:
+        return self.work.differences(self.model)
+
+    @cached_property
+    def score(self) -> float | None:
+        return self.work.scored(self.model)
+
+    @property
+    def enough(self) -> bool:
+        """Whether it keeps to a goal of loss, if there is one."""
+        goal = self.work.settings.goal
+        if goal.max_accuracy_drop is not None:
+            return not _missed(self.work, (), self.score)
+        if goal.max_error is None and goal.min_agreement is None:
+            return True
+        return not _missed(self.work, self.differences, None)
 
 
-def _enough(work: Work, model: Model) -> bool:
-    """Tell whether a network keeps to a goal of loss, if there is one."""
-    goal = work.settings.goal
-    if goal.max_accuracy_drop is not None:
-        return not _missed(work, (), work.scored(model))
-    if goal.max_error is None and goal.min_agreement is None:
-        return True
-    return not _missed(work, work.differences(model), None)
+def _deployed(work: Work, network: Model, *, fixed: bool) -> _Deployed:
+    """Write a network in the precision; unless it is fixed how, with less in it if that loses."""
+    made = _Deployed(work, *work.deployed(network))
+    if work.lower is None or fixed or made.enough:
+        return made
+    spared = work.lower.spared(
+        network, work.context, lambda model: _Deployed(work, model, ()).enough
+    )
+    if spared == work.lower:
+        return made
+    work = replace(work, lower=spared)
+    return _Deployed(work, *work.deployed(network))
 
 
 def _missed(work: Work, differences: Sequence[OutputDifference], score: float | None) -> str:
     """Return what of a network is beyond what the goal asks for, in words; "" if nothing is."""
     goal = work.settings.goal
-    error, agreed = whole_error(differences), agreement(differences)
-    if goal.max_error is not None and not error <= goal.max_error:
-        return f"an error of the outputs of {error:.3g}"
-    if goal.min_agreement is not None and not (agreed or 0.0) >= goal.min_agreement:
-        return f"the same top class on {agreed or 0.0:.4g} of the samples"
+    if goal.max_error is not None:
+        error = whole_error(differences)
+        return "" if error <= goal.max_error else f"an error of the outputs of {error:.3g}"
+    if goal.min_agreement is not None:
+        agreed = agreement(differences) or 0.0
+        told = f"the same top class on {agreed:.4g} of the samples"
+        return "" if agreed >= goal.min_agreement else told
     if goal.max_accuracy_drop is None or score is None:
         return ""
     return "" if score >= goal.least(work.baseline) else f"a score of {score:.6g}"

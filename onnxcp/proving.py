@@ -93,7 +93,7 @@ def with_weights(work: Work, made: Proven, model: Model) -> Proven:
         model, _ = work.finished(model)
     # What was held out of refits may have been trained on.
     rewrite = replace(rewrite, model=model, differences=work.differences(model), held=())
-    rewrite = lowered(work, rewrite)
+    rewrite = lowered(work, rewrite, as_before=True)
     assert rewrite.model is not None
     score = work.scored(rewrite.model)
     scores = None if score is None or work.baseline is None else (work.baseline, score)

@@ -204,7 +204,7 @@ def _show(
             terminal.say(f"{ahead}Too few runs were undisturbed; interrupted ones are included.")
         if not row.timed.warmup.stable:
             terminal.say(f"{ahead}Times had not settled when warming up ended.")
-    worst = max((row.noise for row in rows), key=lambda noise: max(noise.apart, noise.drift))
+    worst = max((row.noise for row in rows), key=lambda noise: noise.worst)
     if worst.level is not Level.QUIET or terminal.verbose or baseline is None:
         terminal.say(tables.quiet(worst))
     if clash := conflict():

@@ -123,6 +123,16 @@ class GraphView:
             case _:
                 return source
 
+    def splits_evenly(self, split: onnx.NodeProto, extent: int) -> bool:
+        """Tell whether a Split is known to cut an axis of an extent into equal parts."""
+        sizes = attributes(split).get("split")
+        if len(split.input) > 1 and split.input[1]:
+            given = self.constant(split.input[1])
+            sizes = () if given is None else given.tolist()
+        count = len(split.output)
+        even = [extent // count] * count
+        return extent % count == 0 and (sizes is None or list(sizes) == even)
+
     def constant_shape(self, name: str) -> tuple[int, ...] | None:
         """Return the shape of a constant tensor, or None if it is not constant."""
         if name in self.initializers:

@@ -138,8 +138,8 @@ def exactly(name: str) -> str:
 
 
 def matches(name: str, keep: Iterable[str]) -> bool:
-    """Tell whether a node of some name stays float."""
-    return any(fnmatchcase(name, pattern) for pattern in keep)
+    """Tell whether a node of some name stays float: it, or the layer that its chain replaced."""
+    return any(fnmatchcase(name, p) or fnmatchcase(name, f"{p}/*") for p in keep)
 
 
 def activations(model: Model) -> list[str]:

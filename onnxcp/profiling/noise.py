@@ -53,8 +53,8 @@ class Noise:
         The median of the work itself: how fast the machine was, to tell profiles apart that are
         quiet each and still not alike, as on a machine that is shared. 0 where it is not known.
     within
-        How much the median of the runs that were made in between changed from one quarter of them
-        to another: a machine may be slow for just these seconds. 0 where it is not known.
+        How much the median of the runs that were made in between changed from one quarter of a
+        session to another: a machine may be slow for just these seconds. 0 where it is not known.
     """
 
     apart: float
@@ -66,10 +66,14 @@ class Noise:
     @property
     def level(self) -> Level:
         """Quiet up to `AGREEMENT`; busy, where nothing is claimed, beyond `DISTURBED`."""
-        worst = max(self.apart, self.drift, self.within)
-        if worst > DISTURBED:
+        if self.worst > DISTURBED:
             return Level.BUSY
-        return Level.NOISY if worst > AGREEMENT else Level.QUIET
+        return Level.NOISY if self.worst > AGREEMENT else Level.QUIET
+
+    @property
+    def worst(self) -> float:
+        """The largest of what shows noise."""
+        return max(self.apart, self.drift, self.within)
 
     def __str__(self) -> str:
         runs = f", and the runs themselves drifted by {self.within:.1%}" if self.within else ""
@@ -151,5 +155,5 @@ def widened(interval: tuple[float, float] | None, noise: Noise) -> tuple[float, 
     """Return an interval of a time by itself, wider by the drift; None on a busy machine."""
     if interval is None or noise.level is Level.BUSY:
         return None
-    low, high = interval
-    return low / (1 + noise.drift), high * (1 + noise.drift)
+    (low, high), drift = interval, max(noise.drift, noise.within)
+    return low / (1 + drift), high * (1 + drift)

@@ -73,6 +73,8 @@ class Timed:
         What it takes of a process of its own; None where such a process does not run.
     breakdown
         Where the time goes; None if nobody asked.
+    drift
+        How much the median of the runs changed within one session, the most of all.
     """
 
     latency: Latency
@@ -80,6 +82,7 @@ class Timed:
     copying: Latency | None = None
     fresh: Fresh | None = None
     breakdown: Breakdown | None = None
+    drift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def profile(
         if ceiling is not None:  # a ceiling is the most: the machine may have been slow before
             ceiling = _higher(ceiling, measure_ceiling(machine, kind))
         for wanted, (timed, before, trial) in taken:
-            seen = replace(noise, within=timed.latency.drift)
+            seen = replace(noise, within=timed.drift)
             setting = Setting(machine, batch_of(wanted))
             rows.append(Row(setting, wanted, timed, seen, before, trial, ceiling))
     return tuple(rows)
@@ -257,8 +260,8 @@ def _timed(
     inside = _inside(model, machine, feeds, trial.b, effort, names)
     inside_against = _inside(baseline, machine, feeds, trial.a, effort)
     return (
-        Timed(trial.b, warm, copying, *inside),
-        Timed(trial.a, warm_against, copying_against, *inside_against),
+        Timed(trial.b, warm, copying, *inside, trial.b.drift),
+        Timed(trial.a, warm_against, copying_against, *inside_against, trial.a.drift),
         trial,
     )
 
@@ -288,7 +291,10 @@ def _alone(model: Model, machine: Machine, shapes: Mapping[str, Shape], effort: 
         all(each.stable for each in warms),
         warms[-1].last,
     )
-    return Timed(latency, together, copying, *_inside(model, machine, feeds, latency, effort))
+    # Between sessions it is the place of the weights in memory that changes, not the machine.
+    drift = max(each.drift for each in found)
+    inside = _inside(model, machine, feeds, latency, effort)
+    return Timed(latency, together, copying, *inside, drift)
 
 
 def _ready(

@@ -47,7 +47,7 @@ _RESAMPLES = 2000
 
 _STRETCHES = 50
 
-_QUARTERS = 4
+_QUARTERS, _QUARTER = 4, 25  # and runs in each of them at least, for its median to say something
 
 Run = Callable[[], object]
 Clock = Callable[[], float]
@@ -117,7 +117,7 @@ class Latency:
     @property
     def drift(self) -> float:
         """How much the median changed from quarter to quarter of the runs; 0 of too few to tell."""
-        if len(self.samples) < _QUARTERS * MINIMUM:
+        if len(self.samples) < _QUARTERS * _QUARTER:
             return 0.0
         quarters = np.array_split(np.asarray(self.samples), _QUARTERS)
         medians = [float(np.median(quarter)) for quarter in quarters]

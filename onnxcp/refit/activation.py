@@ -79,21 +79,18 @@ def _maxout(site: Site, split: onnx.NodeProto, view: GraphView) -> Maxout | None
     """Return the maxout of a Split into equal channels, all of which one Max reads."""
     parts, channels = list(split.output), site.spatial_rank + 1
     reading = [node for node in view.graph.node if parts[0] in node.input]
-    alone = all(view.readers[name] == 1 for name in parts)
-    if site.weight_on_left or not alone or [node.op_type for node in reading] != ["Max"]:
+    if site.weight_on_left or any(view.readers[name] != 1 for name in parts) or not reading:
+        return None
+    largest = reading[0]
+    if largest.op_type != "Max" or largest.domain not in ("", "ai.onnx"):
         return None
     # Counted from the back, where the batch may have any number of axes.
     axis = attributes(split).get("axis", 0)
     if axis != -channels and not (site.op != "MatMul" and axis == 1):
         return None
-    if sorted(reading[0].input) != sorted(parts) or site.outputs % len(parts):
+    if sorted(largest.input) != sorted(parts) or not view.splits_evenly(split, site.outputs):
         return None
-    sizes = attributes(split).get("split")
-    if len(split.input) > 1 and split.input[1]:
-        given = view.constant(split.input[1])
-        sizes = [-1] if given is None else given.tolist()
-    even = [site.outputs // len(parts)] * len(parts)
-    return Maxout(len(parts)) if sizes is None or list(sizes) == even else None
+    return Maxout(len(parts))
 
 
 def _prelu(site: Site, slopes: Array) -> Activation | None:

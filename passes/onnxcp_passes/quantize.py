@@ -32,7 +32,8 @@ class Quantize(LowerPass):
     method
         How ranges are found: minmax, percentile or entropy.
     keep
-        Names of nodes that stay float: patterns as of a shell, several separated by spaces.
+        Names of nodes that stay float: patterns as of a shell, several separated by spaces. Where
+        a chain replaced a layer, that of the layer stands for all of it.
     balance
         Whether factors of chains are balanced first.
     correct

@@ -131,16 +131,9 @@ def _maxout(index: int, node: onnx.NodeProto, view: GraphView) -> _Maxout | str:
 
 def _halves(split: onnx.NodeProto, view: GraphView, kernel: tuple[int, ...]) -> bool:
     """Tell whether a Split cuts the channels that a kernel ``(T, S, *k)`` makes in two halves."""
-    options = attributes(split)
-    if options.get("axis", 0) % len(kernel) != 1 or kernel[0] % 2:
+    if attributes(split).get("axis", 0) % len(kernel) != 1:
         return False
-    sizes = options.get("split")
-    if len(split.input) > 1 and split.input[1]:
-        given = view.constant(split.input[1])
-        if given is None:
-            return False
-        sizes = given.tolist()
-    return sizes is None or list(sizes) == [kernel[0] // 2] * 2
+    return len(split.output) == 2 and view.splits_evenly(split, kernel[0])
 
 
 def _rewire(

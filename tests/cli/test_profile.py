@@ -121,6 +121,15 @@ def test_noise_widens_and_refuses_claims(
         assert word in done.err
 
 
+def test_the_row_that_was_disturbed_most_is_told_of(
+    onnxcp: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drifts = iter([0.0, 0.2])
+    monkeypatch.setattr(Latency, "drift", property(lambda _: next(drifts)))
+    done = onnxcp("profile", model, "--batch-sizes", "1,2", *FEW[:2])
+    assert "the runs themselves drifted by 20.0 %" in " ".join(done.err.split())
+
+
 def test_chains_are_summed_under_their_sites(
     onnxcp: Run, model: Path, rewritten: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

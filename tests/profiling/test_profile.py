@@ -66,6 +66,18 @@ def test_a_row_for_each_machine_and_batch(model: Model, quiet: list[Machine]) ->
     assert quiet == [ONE, TWO]
 
 
+@pytest.mark.parametrize("against", [False, True])
+def test_a_machine_that_is_slow_for_one_row_is_noisy_there(
+    model: Model, monkeypatch: pytest.MonkeyPatch, against: bool
+) -> None:
+    drifts = iter([0.0, 0.4] if not against else [0.0, 0.0, 0.4, 0.0])
+    monkeypatch.setattr(Latency, "drift", property(lambda _: next(drifts)))
+    monkeypatch.setattr(profiling, "paired", lambda *_, **__: trial(1.0))
+    rows = profile(model, [ONE], batches=(1, 4), effort=FEW, baseline=model if against else None)
+    assert [row.noise.within for row in rows] == [0.0, 0.4]
+    assert [row.noise.level for row in rows] == [Level.QUIET, Level.BUSY]
+
+
 def test_every_session_sees_one_shape_only(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[tuple[int, ...]]] = []
     really = profiling.Runner
