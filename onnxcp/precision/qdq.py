@@ -11,7 +11,7 @@ from __future__ import annotations
 import glob
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import onnx
 
 from onnxcp.graph.model import Model
 from onnxcp.graph.walk import attributes
-from onnxcp.precision.amend import amend, label_nodes
+from onnxcp.precision.amend import WEIGHTED, amend, label_nodes
 from onnxcp.precision.foreign import foreign
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -94,7 +94,7 @@ def quantize(
     ranges
         Least and largest values of all of its activations.
     keep
-        Names of nodes, as patterns of a shell, that stay float.
+        Names of nodes, as patterns of a shell, that stay float; so does what lies between them.
     reduce_range
         Whether weights have 7 bits only, for processors whose 8 bit products saturate.
 
@@ -111,6 +111,7 @@ def quantize(
         for each in model.proto.graph.node
         if matches(each.name, patterns) or _is_beyond_it(each)
     ]
+    kept += _between(model.proto.graph, kept)
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     limits = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
@@ -183,6 +184,46 @@ def raise_opset(model: Model) -> onnx.ModelProto:
         return proto
     with foreign(f"int8 needs opset {_OPSET}, and '{model.name}' cannot be converted to it"):
         return onnx.version_converter.convert_version(proto, _OPSET)
+
+
+def _between(graph: onnx.GraphProto, kept: Collection[str]) -> list[str]:
+    """Return the nodes without weights that lie between layers in float, and no other layers.
+
+    In integers they would round values that nobody needs rounded.
+    """
+    if not kept:
+        return []
+    makers = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    def layers(start: onnx.NodeProto, *, behind: bool) -> Iterator[str]:
+        """Yield the names of the next layers in one direction."""
+        todo, seen = [start], {start.name}
+        while todo:
+            node = todo.pop()
+            if behind:
+                others = [each for name in node.output for each in readers.get(name, ())]
+            else:
+                others = [makers[name] for name in node.input if name in makers]
+            for other in others:
+                if other.op_type in WEIGHTED:
+                    yield other.name
+                elif other.name not in seen:
+                    seen.add(other.name)
+                    todo.append(other)
+
+    floats = set(kept)
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type in OPERATORS
+        and node.op_type not in WEIGHTED
+        and floats.issuperset(layers(node, behind=False))
+        and floats.issuperset(layers(node, behind=True))
+    ]
 
 
 def _is_beyond_it(node: onnx.NodeProto) -> bool:

@@ -84,6 +84,25 @@ class TestQuantizing:
         layers = [node for node in made.proto.graph.node if node.op_type == "Conv"]
         assert sum(node.input[1] in constants for node in layers) == float_layers
 
+    @pytest.mark.parametrize(
+        ("keep", "rounded"),
+        [(("one/1", "two/0"), False), (("one/1",), True), (("two/0",), True)],
+    )
+    def test_what_lies_between_layers_in_float_is_float(
+        self, prepared: Model, keep: tuple[str, ...], rounded: bool
+    ) -> None:
+        graph = quantize(prepared, assumed(prepared), keep=keep).proto.graph
+        makers = {name: node for node in graph.node for name in node.output}
+        (node,) = (each for each in graph.node if each.name == "two/0")
+        passed = list[str]()
+        while (node := makers[node.input[0]]).name != "one/1":
+            passed.append(node.op_type)
+        assert ("QuantizeLinear" in passed) == rounded
+
+    def test_where_all_layers_are_float_nothing_is_rounded(self, prepared: Model) -> None:
+        made = quantize(prepared, assumed(prepared), keep=("*/0", "*/1"))
+        assert operators(made.proto) == operators(prepared.proto)
+
     def test_seven_bits_where_asked_for(self, prepared: Model) -> None:
         for reduce, most in ((False, 127), (True, 64)):
             made = quantize(prepared, assumed(prepared), reduce_range=reduce)
