@@ -1,7 +1,7 @@
 """int8 alone, low rank alone, and both: what each is worth, and what it costs.
 
     python -m benchmarks.precision [--assets FOLDER] [--networks charnet,vgg16,resnet20,...]
-        [--batches 1,8] [--goal min_agreement=0.97] [--parts networks,balance]
+        [--batches 1,8] [--goal min_agreement=0.97] [--samples N] [--parts networks,balance]
 
 FOLDER holds `models/` and `data/`, as for `benchmarks.closed_form`. Networks are planned by
 `onnxcp optimize` for one goal in both precisions, by default the share of samples that must keep
@@ -157,6 +157,7 @@ def main() -> None:
     option("--networks", default="charnet,vgg16,resnet20,squeezenet,vdsr")
     option("--batches", default="1,8")
     option("--goal", default="min_agreement=0.97", help="of onnxcp.Goal (default: %(default)s)")
+    option("--samples", type=int, help="to fit to at most (default: all that there are)")
     option("--parts", default="networks,balance")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
@@ -164,7 +165,8 @@ def main() -> None:
         print("  network    batch  what              score     times as fast             over int8")
         name, _, value = arguments.goal.partition("=")
         goal = Goal(**{name: float(value)})
-        for case in cases(arguments.assets, arguments.networks.split(","), goal):
+        for whole in cases(arguments.assets, arguments.networks.split(","), goal):
+            case = replace(whole, samples=whole.samples[: arguments.samples])
             with tempfile.TemporaryDirectory() as cache:
                 for batch in map(int, arguments.batches.split(",")):
                     try:
