@@ -20,13 +20,7 @@ from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.machine import PRECISIONS, Machine
 from onnxcp.rewriting import Rewrite, Work, fold, some_batches
 from onnxcp.settings import Settings
-from onnxcp.verification import (
-    Step,
-    Verification,
-    agreement,
-    time,
-    whole_error,
-)
+from onnxcp.verification import Step, Verification, agreement, time, whole_error
 
 FULL = PRECISIONS[0]
 

@@ -32,11 +32,7 @@ from onnxcp.settings import Settings
 from onnxcp.sizes import bytes_wanted, first_share, judged_by_size
 from onnxcp.training import Finetuned, Told
 from onnxcp.units import nbytes
-from onnxcp.verification import (
-    Evaluate,
-    Step,
-    Verification,
-)
+from onnxcp.verification import Evaluate, Step, Verification
 
 NOTHING = "Nothing was worth rewriting; the original is handed back."
 SLOWER = "The rewritten network is not faster; the original is handed back"

@@ -193,10 +193,11 @@ def _between(graph: onnx.GraphProto, kept: Collection[str]) -> list[str]:
     """
     if not kept:
         return []
-    makers = {name: node for node in graph.node for name in node.output}
+    # An optional tensor that is left out has no name, and connects nothing.
+    makers = {name: node for node in graph.node for name in node.output if name}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in filter(None, node.input):
             readers.setdefault(name, []).append(node)
 
     def layers(start: onnx.NodeProto, *, behind: bool) -> Iterator[str]:
