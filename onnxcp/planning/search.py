@@ -182,31 +182,42 @@ def outline(
 
 
 def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[Made]:
-    """Build the best plan, and another one by what was learned of the families from that.
+    """Build the best plan, another by what was learned of the families, and one of a single family.
 
     Errors of options are estimates, more so of some families than of others, and where a plan
     mixes several of them, these mistakes are what it is chosen by. A refit shows what they are
-    worth; where there is none, the best plan of one family is the other one.
+    worth; and where one family comes near the mixture, they matter least in a plan of it alone.
     """
     first = _built(planner, goal, workshop)
     if first.attempt is None or first.shortfall:
         return first
-    rival: Planner | None = planner
+    built = [first]
+    known = {planner.choose(goal).key(), first.attempt.choice.key()}
     if first.attempt.lessons:
-        known = planner.choose(goal).key(), first.attempt.choice.key()
         learn(planner, first.attempt)
-        if planner.choose(goal).key() in known:
-            return first
-    else:
-        rival = _of_one_family(planner, goal, first.attempt.choice)
-    if rival is None:
-        return first
-    second = _built(rival, goal, workshop)
-    better = second.attempt is not None and second.attempt.judged < first.attempt.judged
-    taken, other = (second, first) if better and not second.shortfall else (first, second)
-    left = tuple(replace(each, kept=False) for each in other.rounds)
-    rounds = (*left, *taken.rounds) if taken is second else (*taken.rounds, *left)
-    return replace(taken, rounds=rounds)
+        learned = planner.choose(goal).key()
+        if learned not in known:
+            known.add(learned)
+            built.append(_built(planner, goal, workshop))
+    rival = _of_one_family(planner, goal, first.attempt.choice)
+    if rival is not None and rival.choose(goal).key() not in known:
+        built.append(_built(rival, goal, workshop))
+    return _closest(built)
+
+
+def _closest(built: Sequence[Outcome[Made]]) -> Outcome[Made]:
+    """Return the outcome that is closest to the original, with the rounds of all."""
+
+    def off(outcome: Outcome[Made]) -> float:
+        return math.inf if outcome.attempt is None else outcome.attempt.judged
+
+    taken = min((each for each in built if not each.shortfall), key=off)
+    rounds = (
+        replace(each, kept=each.kept and outcome is taken)
+        for outcome in built
+        for each in outcome.rounds
+    )
+    return replace(taken, rounds=tuple(rounds))
 
 
 def _of_one_family(planner: Planner, goal: Goal, choice: Choice) -> Planner | None:
@@ -221,7 +232,7 @@ def _of_one_family(planner: Planner, goal: Goal, choice: Choice) -> Planner | No
         for each, one in zip(found, chosen, strict=True)
     ]
     least = min(range(len(found)), key=lambda number: errors[number])
-    within = errors[least] <= _RIVAL * planner.forecast(choice).error
+    within = errors[least] <= _RIVAL * planner.forecast(planner.choose(goal)).error
     return found[least] if within else None
 
 

@@ -129,9 +129,35 @@ def test_what_a_refit_shows_of_families_makes_another_plan() -> None:
     assert kept(outcome).error == shop.error(outcome.attempt.choice)
 
 
+class Misled(Taught):
+    """A workshop in which a mixture is worse than a refit shows, too."""
+
+    def error(self, choice: Choice) -> float:
+        return super().error(choice) * (3.0 if len(families(choice)) > 1 else 1.0)
+
+
+def test_of_one_family_is_built_besides_where_lessons_still_leave_a_mixture() -> None:
+    shop = Misled(1.05)
+    outcome = search(planner(), Goal(speedup=2.0), shop)
+    assert [len(families(each)) for each in shop.built] == [2, 2, 1]
+    assert outcome.attempt is not None
+    assert families(outcome.attempt.made) == {SVD.name}
+    assert [each.kept for each in outcome.rounds] == [False, False, True]
+    assert kept(outcome).error == shop.error(outcome.attempt.choice)
+
+
+def test_of_one_family_is_not_taken_where_the_mixture_is_closer() -> None:
+    shop = Taught(1.02)
+    outcome = search(planner(), Goal(speedup=2.0), shop)
+    assert [len(families(each)) for each in shop.built] == [2, 2, 1]
+    assert outcome.attempt is not None
+    errors = [shop.error(each) for each in shop.built]
+    assert kept(outcome).error == min(errors) == errors[1]
+
+
 def test_that_changes_nothing_is_no_other_plan() -> None:
     shop = Taught(1.0)
-    outcome = search(planner(), Goal(speedup=2.0), shop)
+    outcome = search(planner(near=4.0), Goal(speedup=2.0), shop)
     assert len(shop.built) == len(outcome.rounds) == 1
 
 
