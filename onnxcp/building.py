@@ -18,8 +18,9 @@ from onnxcp.planning.planner import Choice, Planner
 from onnxcp.planning.search import Attempt
 from onnxcp.planning.survey import Surveyed
 from onnxcp.profiling.timing import Trial
-from onnxcp.rewriting import Rewrite, Work, settled
+from onnxcp.rewriting import Rewrite, settled
 from onnxcp.verification import agreement, tolerable, whole_error
+from onnxcp.work import Work
 
 _RIVALS = 2  # options of other families to refit as well,
 _NEAR = 2.0  # of which at most so many times the distortion is expected

@@ -44,8 +44,9 @@ from onnxcp.planning.strategy import accept
 from onnxcp.planning.survey import Surveyed
 from onnxcp.product import SvdPass
 from onnxcp.profiling.compare import Batch, batch_size
-from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
+from onnxcp.rewriting import Rewrite, families, fold, menu, settled
 from onnxcp.trials import MOST, Chosen, Trials
+from onnxcp.work import Work
 
 _SAMPLES = 256  # whose responses are compared
 _BATCH = 32

@@ -11,7 +11,8 @@ from onnxcp.passes import LowerPass, PassManager, registered_passes
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.profiling.session import Runner
 from onnxcp.profiling.timing import Trial, measure, paired
-from onnxcp.rewriting import Work, fold
+from onnxcp.rewriting import fold
+from onnxcp.work import Work
 
 SESSIONS = 3  # to time a network in: where weights lie in memory makes one of six 15 % slower
 
@@ -43,7 +44,9 @@ def with_finish(work: Work) -> Work:
         if not record.changed:
             continue
         work.progress(f"timing {each}", 0, 1)
-        trial = race(work, model, seconds_of_original(work))
+        seconds = seconds_of_original(work)
+        work = replace(work, seconds=seconds)
+        trial = race(work, model, seconds)
         if trial.high >= 1:
             gained = max(1 - 1 / trial.ratio, 0.0)
             work = replace(work, finish=(*work.finish, each), gained=gained)
@@ -51,7 +54,9 @@ def with_finish(work: Work) -> Work:
 
 
 def seconds_of_original(work: Work) -> float:
-    """Time the original by itself: the least that a run takes, in seconds."""
+    """Time the original by itself, if it was not yet: the least that a run takes, in seconds."""
+    if work.seconds is not None:
+        return work.seconds
     # The first plan rests on it, and has no other network to be compared with: what disturbs a run
     # only adds to it. Later plans rest on paired medians.
     sessions = work.settings.machine.sessions(work.original, SESSIONS)

@@ -20,9 +20,9 @@ from onnxcp.profiling.inputs import Shape, name_shapes, session_inputs
 from onnxcp.profiling.machine import Machine, observe_shapes, runnable_feeds
 from onnxcp.profiling.session import infer
 from onnxcp.progress import Progress
-from onnxcp.rewriting import Work
 from onnxcp.settings import Settings
 from onnxcp.verification import Evaluate, agreement, scorer
+from onnxcp.work import Work
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 

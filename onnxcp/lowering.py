@@ -18,9 +18,10 @@ from onnxcp.pipeline import parse_pipeline
 from onnxcp.precision.qdq import is_quantized
 from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.machine import PRECISIONS, Machine
-from onnxcp.rewriting import Rewrite, Work, fold, some_batches
+from onnxcp.rewriting import Rewrite, fold
 from onnxcp.settings import Settings
 from onnxcp.verification import Step, Verification, agreement, time, whole_error
+from onnxcp.work import Work, some_batches
 
 FULL = PRECISIONS[0]
 

@@ -27,12 +27,12 @@ from onnxcp.profiling.compare import OutputDifference
 from onnxcp.profiling.inputs import Shape, session_inputs
 from onnxcp.progress import Progress, silent
 from onnxcp.proving import proven, size_left, summary_of, with_weights
-from onnxcp.rewriting import Work
 from onnxcp.settings import Settings
 from onnxcp.sizes import bytes_wanted, first_share, judged_by_size
 from onnxcp.training import Finetuned, Told
 from onnxcp.units import nbytes
 from onnxcp.verification import Evaluate, Step, Verification
+from onnxcp.work import Work
 
 NOTHING = "Nothing was worth rewriting; the original is handed back."
 SLOWER = "The rewritten network is not faster; the original is handed back"

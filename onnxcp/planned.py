@@ -31,8 +31,9 @@ from onnxcp.planning.search import Round, outline, search
 from onnxcp.planning.survey import Surveyed, survey
 from onnxcp.profiling.compare import Batch, batch_size
 from onnxcp.profiling.environment import describe
-from onnxcp.rewriting import Rewrite, Work, families, fold, menu, settled
+from onnxcp.rewriting import Rewrite, families, fold, menu, settled
 from onnxcp.verification import Verification
+from onnxcp.work import Work
 
 _SAMPLES = 64  # to find errors on at least, where there are so many
 _RUNNING = 20.0  # seconds that all of them together may run

@@ -11,9 +11,10 @@ from onnxcp.graph.summary import Summary, summarize
 from onnxcp.loading import shapes_of
 from onnxcp.lowering import Steps, lowered, steps
 from onnxcp.planned import Planned, by_goal, by_plan
-from onnxcp.rewriting import Rewrite, Work, by_choice, by_passes, given_back
+from onnxcp.rewriting import Rewrite, by_choice, by_passes, given_back
 from onnxcp.sizes import by_size, judged_by_size
 from onnxcp.verification import Verification, verify
+from onnxcp.work import Work
 
 
 @dataclass(frozen=True, eq=False)

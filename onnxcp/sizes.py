@@ -11,9 +11,10 @@ from onnxcp.passes import ShrinkPass, find_pass, registered_passes
 from onnxcp.pipeline import parse_pipeline
 from onnxcp.planned import Planned, by_goal
 from onnxcp.planning.goal import Goal
-from onnxcp.rewriting import Rewrite, Work, by_passes, fold
+from onnxcp.rewriting import Rewrite, by_passes, fold
 from onnxcp.settings import Settings
 from onnxcp.units import nbytes
+from onnxcp.work import Work
 
 _ROUNDS = 4  # of building, and asking for fewer weights where the file came out too large
 _SPARE = 1e-3  # of the bytes, to end before the last round

@@ -17,7 +17,8 @@ from onnxcp.planning.goal import Goal
 from onnxcp.planning.planner import Forecast
 from onnxcp.planning.search import Round
 from onnxcp.product import SvdPass
-from onnxcp.rewriting import Rewrite, Work
+from onnxcp.rewriting import Rewrite
+from onnxcp.work import Work
 
 Chosen = Mapping[Site, Cut]
 

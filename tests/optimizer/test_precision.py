@@ -29,7 +29,7 @@ from onnxcp.profiling.inputs import session_inputs
 from onnxcp.profiling.machine import Machine
 from onnxcp.refit import PREFIXES, RefitSettings
 from onnxcp.reporting.facts import notes
-from onnxcp.rewriting import some_batches
+from onnxcp.work import some_batches
 from tests.clockwork import MINIMUM, SECONDS, Clockwork
 from tests.networks import conv_model, difference, feeds_for, run
 

@@ -15,7 +15,7 @@ from onnxcp.optimizer import make_plan
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.plan import Plan, Row, load_plan, save_plan
 from onnxcp.refit import RefitSettings
-from onnxcp.rewriting import Work
+from onnxcp.work import Work
 from tests.clockwork import Clockwork
 from tests.planned.conftest import (
     DATA,
