@@ -20,6 +20,7 @@ from onnxcp.planning.option import Option
 from onnxcp.planning.survey import Surveyed
 
 _SCALES = (0.2, 2.0)  # between which savings may differ from those of sites alone
+_LEFT = 0.2  # of the share of their time that sites alone keep, the network keeps so much at least
 _RESERVE = 0.9  # share of the tolerated error to plan with, since it is not known exactly
 
 
@@ -222,7 +223,10 @@ class Planner:
     def _after(self, saving: float) -> float:
         """Return what the network takes where its sites alone save some seconds."""
         begin = (1 - self._gained) * self._seconds
-        return max(begin - self._scale_at(saving) * saving, 1e-9)
+        # Beyond the plans that were timed a scale says little, and no plan saves what it leaves.
+        whole = _alone(self.sites)
+        least = _LEFT * begin * max(1 - saving / whole, 0.0) if whole else 0.0
+        return max(begin - self._scale_at(saving) * saving, least, 1e-9)
 
     def _scale_at(self, saving: float) -> float:
         """Return the seconds saved in the network for each that its sites save alone.

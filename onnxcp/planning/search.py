@@ -197,8 +197,11 @@ def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[
         learn(planner, first.attempt)
         learned = planner.choose(goal).key()
         if learned not in known:
-            known.add(learned)
-            built.append(_built(planner, goal, workshop))
+            second = _built(planner, goal, workshop)
+            built.append(second)
+            known |= {learned, planner.choose(goal).key()}
+            if second.attempt is not None:
+                known.add(second.attempt.choice.key())
     rival = _of_one_family(planner, goal, first.attempt.choice)
     if rival is not None and rival.choose(goal).key() not in known:
         built.append(_built(rival, goal, workshop))

@@ -132,6 +132,24 @@ class TestBench:
         for network in (Network(), Network(matmul(), (ChannelSvd(),)), Network(gemm(), FAMILIES)):
             assert network.timings()
 
+    def test_what_a_busy_machine_disturbed_is_not_kept(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+
+        def in_turns(runs: Sequence[object], **_: Any) -> list[Trial]:
+            asked.append(len(runs))
+            return [replace(trial(2.0, 1.0), clean=len(asked) > 2)] * (len(runs) - 1)
+
+        monkeypatch.setattr(latency, "in_turns", in_turns)
+        network, cache = Network(), Cache(None)
+        first = network.timings(cache)
+        once = list(asked)
+        assert network.timings(cache) == first
+        assert asked[len(once) :] == once  # all of it once more, and now it is kept
+        network.timings(cache)
+        assert asked == 2 * once
+
     def test_weights_are_ordinary_numbers(self) -> None:
         network = Network()
         for offers in network.ladders:

@@ -146,6 +146,15 @@ def test_of_one_family_is_built_besides_where_lessons_still_leave_a_mixture() ->
     assert kept(outcome).error == shop.error(outcome.attempt.choice)
 
 
+def test_of_one_family_is_not_built_where_the_second_was_just_that() -> None:
+    """Also where the clock made another plan of it than was chosen at first."""
+    shop = Taught(3.0)
+    shop.speed = lambda number: 0.8 if number > 0 else 1.0
+    search(planner(), Goal(speedup=2.0), shop)
+    keys = [each.key() for each in shop.built]
+    assert len(set(keys)) == len(keys) == 2
+
+
 def test_of_one_family_is_not_taken_where_the_mixture_is_closer() -> None:
     shop = Taught(1.02)
     outcome = search(planner(), Goal(speedup=2.0), shop)
