@@ -69,6 +69,8 @@ class Rewrite:
         That pass, as it suits this network; None where none does.
     lowerings
         What it did.
+    given_up
+        Whether a refit was given up for what it did to the network: none is made again.
     """
 
     prepared: Model
@@ -84,6 +86,7 @@ class Rewrite:
     full: Model | None = None
     lower: LowerPass | None = None
     lowerings: tuple[PassRecord, ...] = ()
+    given_up: bool = False
 
     @property
     def error(self) -> float:
@@ -172,6 +175,8 @@ def given_back(work: Work, rewrite: Rewrite, sites: Sequence[Site], why: str) ->
         else each.unfitted()
         for each in rewrite.decisions
     )
+    if rewrite.given_up:
+        work = replace(work, calibration=None)
     return settled(work, replace(rewrite, decisions=decisions))
 
 

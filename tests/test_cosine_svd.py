@@ -12,9 +12,20 @@ import onnxruntime as ort
 import pytest
 
 from models.builder import GraphBuilder
-from onnxcp import Goal, OnnxcpError, Optimized, RefitSettings, Settings, make_plan, optimize
+from onnxcp import (
+    Goal,
+    OnnxcpError,
+    Optimized,
+    RefitSettings,
+    Settings,
+    make_plan,
+    optimize,
+    rewriting,
+)
 from onnxcp.planning.cosine import LEVELS, CosineSvd
 from onnxcp.planning.plan import Plan, Row, load_plan, save_plan
+from onnxcp.rewriting import Rewrite
+from onnxcp.work import Work
 from tests.clockwork import Clockwork, by_macs
 from tests.networks import Array
 
@@ -281,6 +292,27 @@ class TestRefits:
         assert result.verification is not None
         assert result.verification.accuracy is not None
         assert result.verification.accuracy[1] >= 0.5
+
+    def test_that_were_given_up_are_not_made_again_where_layers_are_given_back(
+        self, clock: Clockwork, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock.verified = lambda model, macs: 1e-3 if model.proto == network() else 2e-3
+        refits: list[bool] = []
+
+        def settled(work: Work, rewrite: Rewrite) -> Rewrite:
+            refits.append(work.fits is not None)
+            return real(work, rewrite)
+
+        real = rewriting.settled
+        for module in ("onnxcp.rewriting", "onnxcp.cosine_svd"):
+            monkeypatch.setattr(f"{module}.settled", settled)
+        monkeypatch.setattr("onnxcp.trials.Trials.within", lambda *_: (len(refits) < 1, 0.0))
+        refit = RefitSettings("factorised", target="linear")
+        result = chosen(CosineSvd(0.8), Goal(max_error=0.5), data=DATA, refit=refit)
+        assert not result.improved
+        assert refits[0]
+        assert len(refits) > 2
+        assert not any(refits[1:])
 
 
 class TestNeverSlower:
