@@ -197,7 +197,13 @@ class CoupledTensorTrain(ShrinkPass):
         kernels = [site.kernel() for site in group]
         # Each counts by its own size: how large a kernel is says nothing of how much it matters.
         powers = [float(np.vdot(kernel, kernel)) for kernel in kernels]
-        metric = [grams[site] for site in group] if all(site in grams for site in group) else None
+        unseen = [site for site in group if site not in grams]
+        if unseen and self.metric == "data":
+            raise PassError(
+                f"Pass '{self.name}' with metric=data cannot look at what layer "
+                f"'{unseen[0].name}' reads: it is transposed, too large, or not finite."
+            )
+        metric = None if unseen else [grams[site] for site in group]
         if metric is not None:
             flat = [kernel.reshape(len(kernel), -1) for kernel in kernels]
             pairs = zip(flat, metric, strict=True)
@@ -225,6 +231,8 @@ class CoupledTensorTrain(ShrinkPass):
             f"{common[0]}x{common[1]}, independent {independent[0]}x{independent[1]}, "
             f"{kept:,} of {sum(site.parameters for site in group):,} weights"
         )
+        if unseen and grams:
+            told += f"; by errors of weights, since '{unseen[0].name}' could not be looked at"
         return _results(group, fit), told
 
 

@@ -95,6 +95,13 @@ class SparseLowRank(FactorizePass):
         )
         return (*widths, *ranks[2:])
 
+    def choose_ranks(self, site: Site, input_shape: Sequence[int] | None = None) -> Ranks | Refusal:
+        """Return the ranks asked for; a single one is that of the channel SVD."""
+        if isinstance(self.rank, int) and self.support != "inputs":
+            most, inputs, *_ = self.full_ranks(site)
+            return min(self.rank, most), inputs, *self._support(site)
+        return super().choose_ranks(site, input_shape)
+
     def ranks_on_path(self, site: Site, share: float) -> Ranks:
         """Return a rank that grows with `share` beside the support, input channels with it."""
         rank, inputs, *_ = self.full_ranks(site)

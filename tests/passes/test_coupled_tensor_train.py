@@ -170,6 +170,22 @@ def test_errors_are_of_the_data_where_there_are_any(metric: str) -> None:
     assert len(shared(made)) == 3
 
 
+def test_a_layer_that_cannot_be_looked_at_is_told() -> None:
+    def but_one(model: Model, sites: Sequence[Any]) -> dict[Any, Array]:
+        found = moments(model, sites)
+        del found[sites[1]]
+        return found
+
+    model, ranks = repeated(), "common=2,independent=1,partial=false"
+    (strict,) = parse_pipeline(f"coupled-tensor-train{{{ranks},metric=data}}")
+    with pytest.raises(PassError, match=r"metric=data cannot look at what layer 'c\d' reads"):
+        strict.run(model, Context(grams=but_one))
+    (lenient,) = parse_pipeline(f"coupled-tensor-train{{{ranks}}}")
+    made = lenient.run(model, Context(grams=but_one))
+    assert any("by errors of weights, since 'c" in note for note in made.notes)
+    assert difference(run(made.model)[0], run(coupled(model, ranks))[0]) == 0
+
+
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize("share", [0.6, 0.3])
 def test_a_share_of_the_weights_is_kept(share: float, partial: bool) -> None:
