@@ -293,11 +293,15 @@ def check_feeds(session: ort.InferenceSession, feeds: Feeds) -> None:
 def _random(
     rng: np.random.Generator, dtype: np.dtype[Any] | Literal["string"], shape: Shape
 ) -> npt.NDArray[Any]:
-    if dtype == "string":
-        return np.full(shape, "", dtype=object)
-    if dtype.kind in "biu":
-        return rng.integers(0, 2, shape).astype(dtype)
-    return rng.standard_normal(shape).astype(dtype)
+    try:
+        if dtype == "string":
+            return np.full(shape, "", dtype=object)
+        if dtype.kind in "biu":
+            return rng.integers(0, 2, shape).astype(dtype)
+        return rng.standard_normal(shape).astype(dtype)
+    except (ValueError, OverflowError, MemoryError) as error:  # the size is all that can be wrong
+        extents = "x".join(map(str, shape))
+        raise DataError(f"An input of {extents} values does not fit into memory.") from error
 
 
 def _require_shape(spec: InputSpec, shape: Shape) -> None:

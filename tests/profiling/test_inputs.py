@@ -167,6 +167,13 @@ class TestRandomFeeds:
         if kind != "bfloat16":  # ONNX Runtime accepts it but cannot return it to Python.
             np.testing.assert_array_equal(infer(opened, feeds)[0], feeds["x"])
 
+    @pytest.mark.parametrize("count", [10**20, 2**62, 10**12])
+    @pytest.mark.parametrize("kind", ["float", "int64"])
+    def test_that_are_too_large_are_refused(self, kind: str, count: int) -> None:
+        opened = session(f"{kind}[N,999] x")
+        with pytest.raises(DataError, match=f"^An input of {count}x999 values does not fit into"):
+            random_feeds(opened, shapes={"x": (count, 999)})
+
     def test_values(self) -> None:
         opened = session("float[N,999] x,  int64[N,999] i,  string[N] s")
         feeds = random_feeds(opened, seed=3)
