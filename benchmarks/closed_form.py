@@ -192,7 +192,9 @@ class Plan:
         """Fold BatchNormalization, and count multiply-adds for an input of a shape."""
         model = find_pass("fold-batchnorm")().run(model, Context()).model
         sites, _ = find_sites(model)
-        feeds = {model.proto.graph.input[0].name: np.zeros(shape, np.float32)}
+        constants = {each.name for each in model.proto.graph.initializer}
+        name = next(each.name for each in model.proto.graph.input if each.name not in constants)
+        feeds = {name: np.zeros(shape, np.float32)}
         shapes = observe_shapes(model, {site.input for site in sites}, feeds, MACHINE)
         macs = {s: site_macs(s, shapes[s.input]) for s in sites if s.op == "Conv"}
         return cls(model, shapes, sites, macs)

@@ -436,7 +436,7 @@ def main() -> None:
     parts = arguments.parts.split(",")
     if "shapes" in parts:
         shapes()
-    for network in networks(arguments.assets, arguments.networks.split(",")):
+    for network in networks(arguments.assets, list(filter(None, arguments.networks.split(",")))):
         if "search" in parts:
             search(network, arguments.agreement, arguments.trials)
         if "plan" in parts:
