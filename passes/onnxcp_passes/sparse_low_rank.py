@@ -51,6 +51,7 @@ class SparseLowRank(FactorizePass):
     support
         What the convolution beside the channel SVD sees: the ``"centre"`` of the kernel, a
         ``"row"`` (its last axis), a ``"column"`` (its first), or all of it in some ``"inputs"``.
+        Where `rank` is given, its second and further numbers say so instead.
     """
 
     support: str = "centre"
@@ -94,13 +95,6 @@ class SparseLowRank(FactorizePass):
             for rank, limit in zip(ranks[:2], full[:2], strict=True)
         )
         return (*widths, *ranks[2:])
-
-    def choose_ranks(self, site: Site, input_shape: Sequence[int] | None = None) -> Ranks | Refusal:
-        """Return the ranks asked for; a single one is that of the channel SVD."""
-        if isinstance(self.rank, int) and self.support != "inputs":
-            most, inputs, *_ = self.full_ranks(site)
-            return min(self.rank, most), inputs, *self._support(site)
-        return super().choose_ranks(site, input_shape)
 
     def ranks_on_path(self, site: Site, share: float) -> Ranks:
         """Return a rank that grows with `share` beside the support, input channels with it."""

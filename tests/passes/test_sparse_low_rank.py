@@ -177,19 +177,6 @@ def test_as_a_pass() -> None:
     assert result.notes[0].startswith("conv: sparse-low-rank rank 3x16x3x1, weight error 0.")
 
 
-def test_a_single_rank_is_that_beside_the_support() -> None:
-    proto = conv_model(channels=(16, 24), **PADDED)
-    for support, box in (("centre", "1x1"), ("row", "1x3"), ("column", "3x1")):
-        (each,) = parse_pipeline(f"sparse-low-rank{{rank=5,support={support}}}")
-        (note,) = each.run(load(proto), Context()).notes
-        assert note.startswith(f"conv: sparse-low-rank rank 5x16x{box}, weight error 0.")
-
-
-def test_a_rank_is_no_larger_than_the_kernel_allows() -> None:
-    site = site_of()
-    assert SparseLowRank(rank=10_000).choose_ranks(site) == SparseLowRank().ranks_on_path(site, 1.0)
-
-
 def test_the_support_is_checked() -> None:
     sentence = (
         "Option 'support' of pass 'sparse-low-rank' is 'corner', "
