@@ -73,7 +73,7 @@ class Cache:
             self._texts[kind, head] = text
         return json.loads(text)
 
-    def put(self, kind: str, key: Mapping[str, Any], value: Any) -> None:
+    def put(self, kind: str, key: Mapping[str, Any], value: Any, *, lasting: bool = True) -> None:
         """Keep a value under a key, in place of any other.
 
         Parameters
@@ -84,6 +84,8 @@ class Cache:
             All that the value depends on.
         value
             The value; finite numbers come back exactly.
+        lasting
+            Whether to keep it on disk, too; otherwise as long as the object lives.
 
         Raises
         ------
@@ -94,7 +96,7 @@ class Cache:
         text = json.dumps(value, allow_nan=False)
         self._texts[kind, head] = text
         path = self._path(kind, head)
-        if path is not None:
+        if path is not None and lasting:
             self._write(path, json.dumps({**json.loads(head), "value": value}) + "\n")
 
     def remember(self, kind: str, key: Mapping[str, Any], make: Callable[[], T]) -> T:

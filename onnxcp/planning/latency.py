@@ -189,10 +189,9 @@ class LatencyTable:
             trials = bench.trials([offer.sketch for offer in missing], _TABLE_SECONDS)
             for offer, trial in zip(missing, trials, strict=True):
                 found[offer] = timing = timing_of(trial)
-                if not trial.clean:
-                    continue  # a machine that was busy once would be so for ever
                 values = [timing.before, timing.after, timing.low, timing.high]
-                self._cache.put("latency", self._key(site, offer), values)
+                # On disk a machine that was busy once would be so for ever.
+                self._cache.put("latency", self._key(site, offer), values, lasting=trial.clean)
         return found
 
     def _key(self, site: Site, offer: Offer) -> dict[str, Any]:
