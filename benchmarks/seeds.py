@@ -19,6 +19,8 @@ where they are of one kind. `cp` is fine-tuned on characters that `models.charne
 from __future__ import annotations
 
 import argparse
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,13 +151,17 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| paper | its claim | here | measured | ratio |")
     print("|---|---|---|---|---|")
+    failed = False
     for name in arguments.papers.split(","):
         try:  # what one paper takes is not to be lost for another one's sake
             for each in PAPERS[name](arguments):
                 row = each.paper, each.claim, each.network, each.measured, each.ratio
                 print(f"| {' | '.join(row)} |", flush=True)
-        except Exception as problem:
-            print(f"| {name} | | | failed: {problem} | |", flush=True)
+        except Exception:  # whatever it is, it is shown, and the script fails in the end
+            traceback.print_exc()
+            print(f"| {name} | | | failed | |", flush=True)
+            failed = True
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Rewrite:
     lowerings
         What it did.
     given_up
-        Whether a refit was given up for what it did to the network: none is made again.
+        Whether a refit was given up since it missed the goal of a preset: none is made again.
     """
 
     prepared: Model

@@ -168,6 +168,18 @@ def test_that_changes_nothing_is_no_other_plan() -> None:
     shop = Taught(1.0)
     outcome = search(planner(near=4.0), Goal(speedup=2.0), shop)
     assert len(shop.built) == len(outcome.rounds) == 1
+    # Where one family comes near, it is built besides; the mixture is not built again.
+    shop = Taught(1.0)
+    search(planner(), Goal(speedup=2.0), shop)
+    assert [len(families(each)) for each in shop.built] == [2, 1]
+
+
+def test_a_small_plan_foretells_no_network_of_no_time() -> None:
+    whole = planner()
+    choice = whole.choose(Goal(speedup=1.1))
+    whole.learn_time(choice, seconds(COUNT), 0.5 * seconds(COUNT))
+    kept = 1 / 20  # of the time of sites, by their cheapest options
+    assert 1 < whole.fastest <= 1.001 / (0.2 * kept)
 
 
 def test_what_was_measured_is_what_is_expected_of_it_after_a_lesson() -> None:
