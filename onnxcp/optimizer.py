@@ -19,7 +19,7 @@ from onnxcp.graph.summary import Summary, summarize
 from onnxcp.loading import work_for
 from onnxcp.lowering import FULL, in_full, with_precision
 from onnxcp.passes import PassRecord
-from onnxcp.planned import Planned, by_goal, outlined, plan_of
+from onnxcp.planned import Planned, outlined, plan_of, point_of, remarks
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.option import Decision
 from onnxcp.planning.plan import Plan
@@ -232,11 +232,14 @@ def optimize(
             else plan_of(work, rewrite, planned, verification, _wanted(settings))
         ),
         finetuned=finetuned,
-        frontier=tuple(by_goal(work, Goal(speedup=each))[1] for each in settings.frontier),
+        frontier=tuple(point_of(work, each) for each in settings.frontier),
     )
     result = replace(result, precision=work.settings.machine.precision, told=work.told)
     if way is not None:
         result = replace(result, steps=(made.steps or way).rows, told=work.told or way.told)
+    if settings.plan is not None:
+        said = remarks(work, settings.plan)
+        result = replace(result, told=f"{said} {result.told}".strip())
     if rewrite.model is None or verification is None:
         return result
     after = summary_of(work, rewrite)

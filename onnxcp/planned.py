@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxcp.building import Builder, decision_on
+from onnxcp.errors import OnnxcpError
 from onnxcp.factorize import (
     FactorizePass,
     Ranks,
@@ -58,6 +59,8 @@ class Planned:
         Why measurements could not be kept, in a sentence; None if they could.
     preset
         How sites were chosen, in a sentence, where it was not by time and error; else empty.
+    plan
+        What every site became, of a point of a frontier; else None.
     """
 
     goal: Goal
@@ -66,6 +69,7 @@ class Planned:
     sites: tuple[Surveyed, ...]
     cache_problem: str | None = None
     preset: str = ""
+    plan: Plan | None = None
 
     @property
     def kept(self) -> Round | None:
@@ -99,6 +103,19 @@ def by_goal(work: Work, goal: Goal) -> tuple[Rewrite, Planned]:
     return settled(work, replace(bare, decisions=decisions)), planned
 
 
+def point_of(work: Work, speedup: float) -> Planned:
+    """Plan for another speed-up and build it, to see what it costs; what fails is a sentence.
+
+    The job that it stands beside is done, and is not to be lost for it.
+    """
+    goal = Goal(speedup=speedup)
+    try:
+        rewrite, planned = by_goal(work, goal)
+        return replace(planned, plan=plan_of(work, rewrite, planned, None, str(goal)))
+    except OnnxcpError as problem:
+        return Planned(goal, (), str(problem), ())
+
+
 def outlined(work: Work, goal: Goal) -> tuple[Plan, Planned]:
     """Plan for the whole network and time the plan, but build nothing."""
     bare, planner = _prepared(work)
@@ -122,8 +139,29 @@ def by_plan(work: Work, plan: Plan) -> Rewrite:
         for site, choice in plan_choices(plan, sites, families(), "the plan").items()
     }
     kept = {site: (_kept(site, rows.get(site.name)),) for site in sites if site not in chosen}
-    bare = Rewrite(prepared, None, (), tuple(refusals), records)
-    return settled(work, replace(bare, decisions=decided(work, prepared, sites, chosen, kept)))
+    given_up = plan.refitted is False
+    bare = Rewrite(prepared, None, (), tuple(refusals), records, given_up=given_up)
+    decisions = decided(work, prepared, sites, chosen, kept)
+    if given_up:
+        work = replace(work, calibration=None)
+    return settled(work, replace(bare, decisions=decisions))
+
+
+def remarks(work: Work, plan: Plan) -> str:
+    """Say where a plan that is carried out cannot give the network that it was saved from."""
+    said = []
+    if plan.model.digest and plan.model.digest != model_digest(work.original):
+        said.append(
+            f"The plan was made for another network, '{plan.model.name}': its layers were found by "
+            "their names."
+        )
+    if plan.refitted and work.fits is None:
+        said.append(
+            "What the plan was saved from was refitted to samples; without them this is not."
+        )
+    if plan.refitted is False and work.fits is not None:
+        said.append("No refit was tried: it was given up when the plan was made.")
+    return " ".join(said)
 
 
 def decided(
@@ -199,17 +237,23 @@ def plan_of(
     work, rewrite, planned
         What came of what; `planned` is None where sites were decided on one by one.
     verification
-        The whole network before and after, if there is one.
+        The whole network before and after, if there is one; else what planning measured counts.
     goal
         What was wanted, in words.
     """
     measured = Numbers()
+    kept = None if planned is None else planned.kept
     if verification is not None:
         measured = _numbers(verification.trial.a.median, verification.trial.b.median, rewrite.error)
-    kept = None if planned is None else planned.kept
+    elif kept is not None and kept.before is not None and kept.after is not None:
+        measured = _numbers(kept.before, kept.after, rewrite.error)
     rows = tuple(row_of(each.site, each.option, each.refusals) for each in rewrite.decisions)
     work = replace(work, lower=rewrite.lower or work.lower)
-    return Plan(**head_of(work, goal, kept), measured=measured, sites=rows)
+    replaced = [each for each in rewrite.decisions if each.option is not None]
+    refitted = None
+    if replaced and work.fits is not None:
+        refitted = any(each.refit is not None for each in replaced)
+    return Plan(**head_of(work, goal, kept), refitted=refitted, measured=measured, sites=rows)
 
 
 def head_of(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:

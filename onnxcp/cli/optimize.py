@@ -106,7 +106,8 @@ def shares(text: str) -> float | dict[str, float]:
     type=numbers,
     default="",
     metavar="X,...",
-    help="Plan for these speed-ups, too, and measure what they cost, such as 1.5,2,3.",
+    help="Plan for these speed-ups, too, and measure what they cost, such as 1.5,2,3; with "
+    "--save-plan P.yaml their plans are written to P.1.5x.yaml and so on.",
 )
 @cache_options
 @machine_options
@@ -261,6 +262,8 @@ def optimize(
     if plan_file is not None:
         inputs["the plan to carry out"] = plan_file
     pages = {"the report": report, "the plan": save_plan}
+    if save_plan is not None:
+        pages |= dict(outcome.plan_of_point(save_plan, each) for each in frontier)
     _check(source, target, pages, inputs, external=save_as_external_data, force=force)
     evaluate = None if eval_script is None else load_function(eval_script)
 

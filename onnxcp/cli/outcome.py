@@ -53,6 +53,8 @@ def keep(
 ) -> Page | None:
     """Write the model, the report and the plan, each whole or not at all; None is not written.
 
+    Plans of a frontier are written beside the plan.
+
     Returns
     -------
     Page or None
@@ -74,7 +76,18 @@ def keep(
     if report is not None:
         write_text(report, text)
         terminal.wrote(report, "the report")
-    if plan is not None and result.plan is not None:
-        save_plan(result.plan, plan)
-        terminal.wrote(plan, "the plan")
+    if plan is not None:
+        plans = {plan: ("the plan", result.plan)}
+        for each in result.frontier:
+            what, path = plan_of_point(plan, each.goal.speedup or 1.0)
+            plans[path] = what, each.plan
+        for path, (what, made) in plans.items():
+            if made is not None:
+                save_plan(made, path)
+                terminal.wrote(path, what)
     return page
+
+
+def plan_of_point(plan: Path, speedup: float) -> tuple[str, Path]:
+    """Return what a frontier's plan for a speed-up is called, and where it is written."""
+    return f"the plan for {speedup:g}x", plan.with_name(f"{plan.stem}.{speedup:g}x{plan.suffix}")

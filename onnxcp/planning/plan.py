@@ -116,6 +116,9 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
         What was asked for, for people.
     finish
         Passes that end the rewrite, as pipeline text.
+    refitted
+        Whether chains were refitted to samples; False where that was given up, as it will be when
+        the plan is carried out. None where it was not tried, or nothing was built.
     predicted, measured
         What the network was expected to cost and lose, and what it did.
     sites
@@ -127,6 +130,7 @@ class Plan(BaseModel, frozen=True, extra="forbid"):
     made_on: dict[str, str] = {}
     goal: str = ""
     finish: str = ""
+    refitted: bool | None = None
     predicted: Numbers = Numbers()
     measured: Numbers = Numbers()
     sites: tuple[Row, ...]
@@ -274,6 +278,7 @@ _EXPECTED = {
     "sites": "a list of rows",
     "distortion": "a finite number",
     "cosine": "a number from -1 to 1",
+    "refitted": "true or false",
     **dict.fromkeys(("before_ms", "after_ms", "error"), "a finite number from 0 on"),
     **dict.fromkeys(("model", "made_on", "predicted", "measured"), "a mapping"),
 }

@@ -239,6 +239,11 @@ def notes(
     ]
     if result.told:
         said.append(result.told)
+    said += [
+        f"For {plans.goal_label(each.goal)}: {each.shortfall}"
+        for each in result.frontier
+        if each.shortfall and each.kept is None
+    ]
     said += _lowering_notes(result)
     said += _refit_notes(result, passes_refit)
     if result.finetuned is not None:

@@ -76,7 +76,7 @@ def frontier_lines(frontier: Iterable[Planned], *, custom_score: bool = False) -
         remark = "out of reach" if planned.shortfall else ""
         label, kept = goal_label(planned.goal), planned.kept
         if kept is None:
-            lines.append(RoundLine(label, remark=remark or "no plan"))
+            lines.append(RoundLine(label, remark="no plan"))
         else:
             lines.append(_line(label, kept, remark, custom_score))
     return lines

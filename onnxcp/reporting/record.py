@@ -179,6 +179,7 @@ def _at_goal(planned: Planned) -> Record:
         "goal": _goal(planned.goal),
         "shortfall": planned.shortfall or None,
         "kept": None if planned.kept is None else asdict(planned.kept),
+        "plan": None if planned.plan is None else planned.plan.model_dump(),
     }
 
 

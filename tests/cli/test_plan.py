@@ -214,6 +214,24 @@ class TestGoals:
         )  # fmt: skip
         assert len(json.loads(done.out)["frontier"]) == 2
 
+    def test_plans_of_a_frontier_are_written(
+        self, onnxcp: Run, model: Path, tmp_path: Path
+    ) -> None:
+        wanted = (*SHAPE, *FEW, "--max-error", "0.9", "--frontier", "1.2,1.5")
+        saved = ("--save-plan", tmp_path / "p.yaml", "--dry-run")
+        done = onnxcp("optimize", model, *wanted, *saved)
+        assert done.code == 0, done.err
+        assert set(snapshot(tmp_path)) == {model.name, "p.yaml", "p.1.2x.yaml", "p.1.5x.yaml"}
+        assert "measured" in yaml.safe_load((tmp_path / "p.1.5x.yaml").read_text())
+        (tmp_path / "p.yaml").unlink()
+        again = onnxcp("optimize", model, *wanted, *saved)
+        assert again.code == 2
+        assert "p.1.2x.yaml" in again.err
+        other = tmp_path / "o.onnx"
+        assert (
+            onnxcp("optimize", model, other, *SHAPE, "--plan", tmp_path / "p.1.5x.yaml").code == 0
+        )
+
 
 class TestSizes:
     @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+import onnxcp.planned
 from onnxcp import optimize
+from onnxcp.errors import OnnxcpError
 from onnxcp.graph.chain import Chain
 from onnxcp.graph.refusal import Reason
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.latency import with_random_weights
+from onnxcp.reporting import facts
 from tests.clockwork import MINIMUM, SECONDS, Clockwork, by_macs
 from tests.planned.conftest import (
     DATA,
@@ -206,6 +209,38 @@ class TestFrontier:
         assert errors == sorted(errors)
         shortfalls = [bool(each.shortfall) for each in result.frontier]
         assert shortfalls == [False, False, True]
+
+    def test_a_plan_of_it_makes_the_network_that_was_measured(self, clock: Clockwork) -> None:
+        (point,) = planned(DATA, goal=Goal(speedup=1.3), frontier=(2.0,)).frontier
+        assert point.plan is not None
+        assert point.kept is not None
+        assert point.plan.goal == "2 times faster"
+        assert point.plan.measured.error == pytest.approx(point.kept.error, rel=1e-3)
+        assert point.plan.measured.after_ms == pytest.approx(
+            1e3 * (point.kept.after or 0), rel=1e-3
+        )
+        again = planned(DATA, plan=point.plan)
+        assert serialized(again) == serialized(made(Goal(speedup=2.0), True))
+
+    def test_what_fails_there_does_not_lose_the_job(
+        self, clock: Clockwork, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alone = made(Goal(speedup=2.0))
+        search = onnxcp.planned.search
+
+        def fails(planner: Any, goal: Goal, *rest: Any) -> Any:
+            if goal.speedup == 3.0:
+                raise OnnxcpError("The machine is out of memory.")
+            return search(planner, goal, *rest)
+
+        monkeypatch.setattr("onnxcp.planned.search", fails)
+        result = planned(goal=Goal(speedup=2.0), frontier=(3.0, 1.6))
+        assert serialized(result) == serialized(alone)
+        failed, other = result.frontier
+        assert (failed.kept, failed.plan) == (None, None)
+        assert failed.shortfall == "The machine is out of memory."
+        assert other.kept is not None
+        assert "For 3×: The machine is out of memory." in facts.notes(result)
 
     def test_asks_for_no_time_alone_again(self, clock: Clockwork) -> None:
         planned(goal=Goal(speedup=1.3), cached=False)

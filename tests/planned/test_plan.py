@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,52 @@ class TestAPlan:
         first = planned(DATA, goal=Goal(speedup=1.5), refit=refit)
         again = planned(DATA, plan=first.plan, refit=refit)
         assert serialized(again) == serialized(first)
+
+    def test_whose_refit_was_given_up(
+        self, clock: Clockwork, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not made again, however it would come out; where layers are given back, too."""
+        with monkeypatch.context() as patch:
+            errors = itertools.cycle([2.0, 1.0])  # with the refit, and without
+            patch.setattr("onnxcp.rewriting.total_error", lambda _: next(errors))
+            first = planned(DATA, goal=Goal(speedup=1.5))
+        assert first.improved
+        assert first.plan is not None
+        assert first.plan.refitted is False
+        again = planned(DATA, plan=first.plan)
+        assert serialized(again) == serialized(first)
+        assert again.plan is not None
+        assert again.plan.refitted is False
+        assert "given up when the plan was made" in again.told
+        refitted = planned(DATA, plan=first.plan.model_copy(update={"refitted": None}))
+        assert serialized(refitted) != serialized(first)
+        clock.verified = penalty(("three",))
+        fewer = planned(DATA, plan=first.plan)
+        assert chosen(first).keys() == {"three", "four"}
+        assert chosen(fewer).keys() == {"four"}
+        assert all(each.refit is None for each in fewer.decisions)
+
+    def test_tells_where_samples_are_missing_that_it_was_made_with(self, clock: Clockwork) -> None:
+        plan = made(Goal(speedup=2.0), True).plan
+        assert plan is not None
+        assert plan.refitted
+        missing = "What the plan was saved from was refitted to samples; without them this is not."
+        assert planned(plan=plan).told == missing
+        assert planned(DATA, plan=plan).told == ""
+        plan = made(Goal(speedup=2.0)).plan
+        assert plan is not None
+        assert plan.refitted is None
+        assert planned(plan=plan).told == ""
+
+    def test_tells_where_the_network_is_another(self, clock: Clockwork) -> None:
+        plan = made(Goal(speedup=2.0)).plan
+        assert plan is not None
+        other = network()
+        other.graph.initializer[0].raw_data = bytes(len(other.graph.initializer[0].raw_data))
+        assert planned(None, other, plan=plan).told == (
+            f"The plan was made for another network, '{plan.model.name}': its layers were found "
+            "by their names."
+        )
 
     def test_leaves_what_was_excluded_alone(self, clock: Clockwork) -> None:
         """What is not to be touched is not refitted either; the plan knows."""

@@ -327,7 +327,7 @@ class TestAFileIsRefused:
             (
                 "site: []",
                 "there is no field 'site'; there are: onnxcp_plan, model, made_on, goal, finish, "
-                "predicted, measured, sites",
+                "refitted, predicted, measured, sites",
             ),
         ],
     )
