@@ -61,7 +61,7 @@ def by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Rewrite, Plann
     chosen, refused, shortfall = _chosen(trials, preset, goal)
     if trials.ended:
         shortfall = f"The search ended after {MOST} trials; more might be saved."
-    kept = {each.site: _why(each, refused.get(each.site), work, goal) for each in compared}
+    kept = _why(trials, preset, goal, chosen, refused)
     taken = {site: (cut.offer.family, cut.offer.ranks, cut.cosine) for site, cut in chosen.items()}
     decisions = decided(work, bare.prepared, [each.site for each in compared], taken, kept)
     rewrite, given_up = _settled(work, replace(bare, decisions=decisions), trials)
@@ -83,10 +83,8 @@ def outlined_by_cosine(work: Work, preset: CosineSvd, goal: Goal) -> tuple[Plan,
         expected = Forecast(before, after, math.nan, math.nan)
         rounds = (replace(rounds[0], forecast=expected, before=before, after=after),)
     planned = _planned(work, preset, goal, compared, rounds, shortfall)
-    rows = tuple(
-        row_of(each.site, options.get(each.site), _why(each, refused.get(each.site), work, goal))
-        for each in compared
-    )
+    kept = _why(trials, preset, goal, chosen, refused)
+    rows = tuple(row_of(each.site, options.get(each.site), kept[each.site]) for each in compared)
     return Plan(**head_of(work, wanted(preset, goal), planned.kept), sites=rows), planned
 
 
@@ -240,16 +238,24 @@ def _for_share(
     return best, {}, ""
 
 
-def _why(each: Compared, refused: Cut | None, work: Work, goal: Goal) -> tuple[Refusal, ...]:
-    """Return why a site stays as it is."""
-    if refused is not None:
-        detail = f"with {refused} the network misses the goal: {goal}"
+def _why(
+    trials: Trials, preset: CosineSvd, goal: Goal, chosen: Chosen, refused: Mapping[Site, Cut]
+) -> dict[Site, tuple[Refusal, ...]]:
+    """Return why sites stay as they are, where they do."""
+    least = LEVELS[-1] if preset.cosine is None else preset.cosine
+    if _share(goal) is not None:  # the cosine that came to the share
+        least = min((cut.cosine for cut in chosen.values()), default=0.0)
+
+    def why(each: Compared) -> tuple[Refusal, ...]:
+        cut = refused.get(each.site)
+        if cut is None:
+            return (*each.reasons, each.refusal(least)) if each.forms else each.reasons
+        detail = f"with {cut} the network misses the goal: {goal}"
+        if not trials.tried(cut):
+            detail = f"the search ended before {cut} was tried"
         return (*each.reasons, Refusal(each.site.name, Reason.INACCURATE, detail))
-    if not each.forms:
-        return each.reasons
-    assert work.settings.preset is not None
-    cosine = work.settings.preset.cosine
-    return (*each.reasons, each.refusal(LEVELS[-1] if cosine is None else cosine))
+
+    return {each.site: why(each) for each in trials.compared}
 
 
 def _settled(work: Work, rewrite: Rewrite, trials: Trials) -> tuple[Rewrite, str]:

@@ -268,6 +268,8 @@ def head_of(work: Work, goal: str, kept: Round | None) -> dict[str, Any]:
             "threads": place.threads,
             "providers": ", ".join(place.providers),
             "system": place.system,
+            "precision": place.precision,
+            **({"device": place.device} if place.device else {}),
             **place.versions,
         },
         "goal": goal,

@@ -66,6 +66,10 @@ class Trials:
             self._rounds[key] = self._tried(chosen)
         return self._rounds[key][0]
 
+    def tried(self, cut: Cut) -> bool:
+        """Tell whether there was a network with a cut, before the search ended."""
+        return any(cut in key for key in self._rounds)
+
     def within(self, rewrite: Rewrite) -> tuple[bool, float | None]:
         """Tell whether a network is within the goal, and what it scored."""
         goal, work = self._goal, self._work

@@ -261,6 +261,29 @@ class TestAGoal:
         assert len(result.planned.rounds) == 3
         assert "The search ended after" in result.planned.shortfall
 
+    def test_tells_layers_that_were_not_tried_from_those_that_lose_too_much(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        missed = whys(chosen(CosineSvd(), Goal(max_error=1e-9)))
+        assert any("misses the goal" in why for why in missed)
+        assert not any("was tried" in why for why in missed)
+        monkeypatch.setattr("onnxcp.trials.MOST", 0)
+        ended = whys(chosen(CosineSvd(), Goal(max_error=1e-9)))
+        assert any("the search ended before" in why for why in ended)
+        assert not any("misses the goal" in why for why in ended)
+
+    def test_names_the_cosine_that_came_to_a_share(self) -> None:
+        result = chosen(CosineSvd(), Goal(parameters=0.9))
+        kept = [why for why in whys(result) if "below break-even" in why]
+        taken = [each.option.cosine for each in result.decisions if each.option is not None]
+        assert kept
+        assert all(f"a cosine of {min(taken):.4g} below" in why for why in kept)
+
+
+def whys(result: Optimized) -> list[str]:
+    """Return why layers stay as they are, in words."""
+    return [why.detail for each in result.decisions for why in each.refusals]
+
 
 class TestRefits:
     def test_follow_as_for_any_plan(self) -> None:

@@ -158,7 +158,7 @@ def profile(
             rows,
             model=str(model),
             baseline=None if baseline is None else str(baseline),
-            environment=describe(machines[0]),
+            environment=describe(*machines),
             command=terminal.command,
         )
         terminal.json(record)

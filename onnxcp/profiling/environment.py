@@ -51,18 +51,20 @@ class Environment:
     device: str = ""
 
 
-def describe(machine: Machine) -> Environment:
-    """Describe this machine as a network will see it."""
-    threads = machine.intra_op_num_threads
+def describe(machine: Machine, *others: Machine) -> Environment:
+    """Describe this machine as a network will see it; of several ways to run it, all together."""
+    machines = machine, *others
+    threads = (str(each.intra_op_num_threads or "chosen by ONNX Runtime") for each in machines)
+    devices = (_device(each) for each in machines)
     return Environment(
         cpu=cpu_name(),
         cores=_cores(),
-        threads=str(threads) if threads else "chosen by ONNX Runtime",
-        providers=machine.providers,
+        threads=", ".join(dict.fromkeys(threads)),
+        providers=tuple(dict.fromkeys(name for each in machines for name in each.providers)),
         precision=machine.precision,
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         versions=_versions(),
-        device=_device(machine),
+        device=next(filter(None, devices), ""),
     )
 
 

@@ -169,6 +169,8 @@ class TestAPlan:
         assert plan.goal == "2 times faster"
         assert plan.model.digest == model_digest(Model(network()))
         assert plan.made_on["providers"] == "cpu"
+        assert plan.made_on["precision"] == "fp32"
+        assert "device" not in plan.made_on
         assert {"cpu", "cores", "threads", "system", "onnxruntime"} <= plan.made_on.keys()
         trial, forecast = result.verification.trial, result.planned.kept.forecast
         assert plan.measured.before_ms == pytest.approx(1e3 * trial.a.median, rel=1e-3)

@@ -21,6 +21,13 @@ def test_threads_that_were_asked_for() -> None:
     assert describe(Machine(intra_op_num_threads=3)).threads == "3"
 
 
+def test_several_ways_to_run() -> None:
+    ways = [Machine(names, threads) for names in (("cpu",), ("cuda", "cpu")) for threads in (1, 2)]
+    here = describe(*ways)
+    assert here.providers == ("cpu", "cuda")
+    assert here.threads == "1, 2"
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [

@@ -123,12 +123,25 @@ class TestDevice:
         assert fresh.device_bytes(1) == 1234 * 2**20
         assert fresh.device_bytes(0) is None
 
+    @pytest.mark.parametrize(
+        ("visible", "told"),
+        [("3,1", "1"), (" 3 , GPU-8a ", "GPU-8a"), ("3", None), ("", None)],
+    )
+    def test_of_those_that_cuda_may_see(
+        self, visible: str, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CUDA numbers these, nvidia-smi all there are."""
+        self.script(tmp_path, f'case "$*" in *"--id={told}"*) echo 7;; esac', monkeypatch)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert fresh.device_bytes(1) == (None if told is None else 7 * 2**20)
+
     def test_has_a_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.script(tmp_path, "echo 'NVIDIA H100 80GB HBM3, 580.82.07'", monkeypatch)
         assert device_name() == "NVIDIA H100 80GB HBM3, driver 580.82.07"
         found = describe(Machine(("cuda{device_id=0}",)))
         assert found.device == device_name()
         assert describe(Machine()).device == ""
+        assert describe(Machine(), Machine(("cuda",))).device == device_name()
 
     @pytest.mark.parametrize("text", ["echo failed; exit 9", "echo '[N/A]'"])
     def test_where_it_does_not_tell(
