@@ -190,6 +190,12 @@ def _parse_file(path: Path) -> onnx.ModelProto:
     if path.suffix == ".ort":
         raise ModelError(f"'{path}' is in ORT format, which cannot be edited; give the .onnx file.")
     try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes of a name that Python keeps as lone surrogates
+        raise ModelError(
+            f"ONNX Runtime cannot open {str(path)!a}, a name that is not UTF-8; rename it."
+        ) from None
+    try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"There is no file '{path}'.") from None

@@ -139,7 +139,7 @@ def solve_relaxed(
     Raises
     ------
     ValueError
-        If shapes do not fit, or the groups are no partition of the columns.
+        If there are no samples, shapes do not fit, or the groups are no partition of the columns.
     """
     _check(x, wanted, weight, groups)
     n = len(x)
@@ -249,6 +249,8 @@ def _group_norms(weight: Floats, groups: Columns) -> Matrix:
 
 
 def _check(x: Floats, wanted: Floats, weight: Floats, groups: Columns) -> None:
+    if not x.size:
+        raise ValueError("x has no samples; the problem is one of a mean over them")
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x has shape {x.shape}; (n, {weight.shape[-1]}) is needed")
     if wanted.ndim != 2 or len(wanted) != len(x):

@@ -129,6 +129,11 @@ class TestRefused:
         path = tmp_path / "no.onnx"
         assert self.refused(path) == f"There is no file '{path}'."
 
+    def test_a_name_that_is_no_text(self) -> None:
+        assert self.refused(Path("net\udcff.onnx")) == (
+            "ONNX Runtime cannot open 'net\\udcff.onnx', a name that is not UTF-8; rename it."
+        )
+
     def test_a_directory(self, tmp_path: Path) -> None:
         assert self.refused(tmp_path) == f"'{tmp_path}' is a directory; name an .onnx file."
 

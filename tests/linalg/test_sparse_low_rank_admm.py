@@ -157,6 +157,7 @@ def test_without_data_the_inputs_are_the_identity() -> None:
     ("change", "sentence"),
     [
         ({"x": np.ones((4, 5))}, "x has shape (4, 5); (n, 18) is needed"),
+        ({"x": np.ones((0, P)), "wanted": np.ones((0, T))}, "x has no samples"),
         ({"wanted": np.ones((3, T))}, "wanted has shape (3, 8); one row for each of 4 is needed"),
         ({"groups": GROUPS[1:]}, "groups hold 15 columns; each of the 18 is needed once"),
     ],
