@@ -267,7 +267,7 @@ def _settled(work: Work, rewrite: Rewrite, trials: Trials) -> tuple[Rewrite, str
         return fitted, ""
     if trials.within(fitted)[0]:
         return fitted, ""
-    plain = settled(replace(work, calibration=None), replace(rewrite, given_up=True))
+    plain = settled(work, replace(rewrite, given_up=True))
     return plain, f"A refit took the network out of what the goal allows, and was given up: {goal}."
 
 

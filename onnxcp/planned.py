@@ -139,12 +139,10 @@ def by_plan(work: Work, plan: Plan) -> Rewrite:
         for site, choice in plan_choices(plan, sites, families(), "the plan").items()
     }
     kept = {site: (_kept(site, rows.get(site.name)),) for site in sites if site not in chosen}
-    given_up = plan.refitted is False
-    bare = Rewrite(prepared, None, (), tuple(refusals), records, given_up=given_up)
     decisions = decided(work, prepared, sites, chosen, kept)
-    if given_up:
-        work = replace(work, calibration=None)
-    return settled(work, replace(bare, decisions=decisions))
+    given_up = plan.refitted is False
+    made = Rewrite(prepared, None, decisions, tuple(refusals), records, given_up=given_up)
+    return settled(work, made)
 
 
 def remarks(work: Work, plan: Plan) -> str:

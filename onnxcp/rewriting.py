@@ -70,7 +70,8 @@ class Rewrite:
     lowerings
         What it did.
     given_up
-        Whether a refit was given up since it missed the goal of a preset: none is made again.
+        Whether a refit was given up for good, since it missed the goal of a preset, or since the
+        plan that is carried out says so: none is made any more.
     """
 
     prepared: Model
@@ -144,13 +145,15 @@ def by_choice(work: Work, target: Target) -> Rewrite:
 def settled(work: Work, rewrite: Rewrite) -> Rewrite:
     """Put what was decided into the network, refit it, and compare outputs.
 
-    A refit that takes the outputs of the network no closer to the original's is given up.
+    A refit that takes the outputs of the network no closer to the original's is given up; where
+    it was given up for good, none is made.
     """
     rewrite = _spliced(work, rewrite)
     if rewrite.model is None:
         return replace(rewrite, differences=(), unfitted=(), held=())
     plain = replace(rewrite, differences=work.differences(rewrite.model), unfitted=(), held=())
-    if work.fits is None or not any(each.candidates for each in rewrite.decisions):
+    chosen = any(each.candidates for each in rewrite.decisions)
+    if work.fits is None or rewrite.given_up or not chosen:
         return plain
     fitted = _refitted(work, plain, work.fits)
     assert fitted.model is not None
@@ -175,8 +178,6 @@ def given_back(work: Work, rewrite: Rewrite, sites: Sequence[Site], why: str) ->
         else each.unfitted()
         for each in rewrite.decisions
     )
-    if rewrite.given_up:
-        work = replace(work, calibration=None)
     return settled(work, replace(rewrite, decisions=decisions))
 
 
