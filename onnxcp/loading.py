@@ -44,6 +44,8 @@ def work_for(
     calibration, scored = _data(session, data, labelled)
     # What is there to score on has no say in a plan, which may look at what networks are timed on.
     feeds = _feeds(session, settings.input_shapes, original.name, calibration)
+    for other in settings.also_on:  # what does not start there fails now
+        infer(other.open(original), feeds, label=f"'{original.name}' on {other}")
     score = scorer(feeds, scored, evaluate)
     if settings.goal.max_accuracy_drop is not None and score is None:
         raise OnnxcpError("A largest drop needs labelled data or a function that scores.")

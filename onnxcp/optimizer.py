@@ -196,7 +196,7 @@ def optimize(
             work, made = replace(again, told=way.told_of_full), other
     rewrite, planned, verification = made.rewrite, made.planned, made.verification
     finetuned = None
-    able = verification is not None and (sized or verification.trial.faster) and not made.broken
+    able = verification is not None and (sized or verification.faster) and not made.broken
     if trains is not None and able:
         if rewrite.plain is None:
             untrained = "No layer was replaced, so nothing was fine-tuned."
@@ -252,9 +252,9 @@ def optimize(
             return replace(result, verdict=f"{NOT_SMALLER} ({sizes})")
         verdict = f"{SMALLER}: {sizes}, {verification.trial} as fast"
         return replace(result, model=rewrite.model, improved=True, verdict=verdict)
-    if not verification.trial.faster:
+    if not verification.faster:
         size = f"{size_left(result.before, after)}. " if settings.preset else ""
-        return replace(result, verdict=f"{size}{SLOWER} ({verification.trial})")
+        return replace(result, verdict=f"{size}{SLOWER} ({verification.shown})")
     return replace(
         result, model=rewrite.model, improved=True, verdict=f"{FASTER}: {verification.trial}"
     )

@@ -69,7 +69,7 @@ def proven(work: Work) -> Proven:
 def _held(work: Work, rewrite: Rewrite, planned: Planned | None) -> Proven:
     """Hold a rewritten network against the original."""
     verification = _verified(work, rewrite)
-    there = verification is not None and verification.trial.faster
+    there = verification is not None and verification.faster
     short = "" if planned is None else planned.shortfall
     found = None
     if there and verification is not None:
@@ -82,7 +82,7 @@ def _good(made: Proven, sized: bool) -> bool:
         return True
     if made.steps is not None and not made.steps.pays:
         return False
-    return made.verification is not None and made.verification.trial.faster
+    return made.verification is not None and made.verification.faster
 
 
 def with_weights(work: Work, made: Proven, model: Model) -> Proven:
@@ -150,6 +150,7 @@ def _verified(work: Work, rewrite: Rewrite) -> Verification | None:
         rewrite.differences,
         score=work.score,
         baseline=work.baseline,
+        also_on=work.settings.also_on,
     )
 
 
@@ -172,10 +173,10 @@ def _smaller(work: Work, rewrite: Rewrite, verification: Verification | None) ->
     """Say what a preset for size comes to where that is not faster; "" elsewhere."""
     if work.settings.preset is None or rewrite.model is None or verification is None:
         return ""
-    if verification.trial.faster:
+    if verification.faster:
         return ""
     size = size_left(summarize(work.original, work.shapes), summary_of(work, rewrite))
     return (
-        f"{size}, but is not faster ({verification.trial}), so layers were given back, those "
+        f"{size}, but is not faster ({verification.shown}), so layers were given back, those "
         "first that gain least."
     )

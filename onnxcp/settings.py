@@ -55,6 +55,9 @@ class Settings:
         Pipeline text to run instead of choosing families site by site.
     machine
         Where the network will run.
+    also_on
+        Where else it may not be slower than the original: it is planned for `machine`, and timed on
+        all of them in the end.
     input_shapes
         Shapes of inputs, by name, to measure with. Without them, or beside samples of these
         shapes, a sample is measured with; without samples, too, open extents are taken as 1, and
@@ -81,6 +84,7 @@ class Settings:
     round_to: int | None = None
     passes: str = ""
     machine: Machine = field(default_factory=Machine)
+    also_on: tuple[Machine, ...] = ()
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     refit: RefitSettings = field(default_factory=RefitSettings)
     training: Training | None = None

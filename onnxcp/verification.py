@@ -46,6 +46,22 @@ _ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float32": 1e-4, "float64": 1e-1
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What came of timing two networks on a machine that they were not planned for.
+
+    Attributes
+    ----------
+    machine
+        The machine.
+    trial
+        Original (a) against rewritten (b), paired, there.
+    """
+
+    machine: Machine
+    trial: Trial
+
+
+@dataclass(frozen=True)
 class Verification:
     """What came of a comparison of two networks.
 
@@ -58,11 +74,27 @@ class Verification:
         user's function gave; None without labels and function.
     trial
         Original (a) against rewritten (b), paired.
+    elsewhere
+        The same on the further machines that the user named.
     """
 
     differences: tuple[OutputDifference, ...]
     accuracy: tuple[float, float] | None
     trial: Trial
+    elsewhere: tuple[Elsewhere, ...] = ()
+
+    @property
+    def faster(self) -> bool:
+        """Whether the rewritten network is faster on every machine."""
+        return self.trial.faster and all(each.trial.faster for each in self.elsewhere)
+
+    @property
+    def shown(self) -> str:
+        """The ratio and its interval; where it is no faster elsewhere alone, those there."""
+        lost = [each for each in self.elsewhere if not each.trial.faster]
+        if not self.trial.faster or not lost:
+            return str(self.trial)
+        return "; ".join(f"{each.trial} on {each.machine}" for each in lost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +188,7 @@ def verify(
     *,
     score: Score | None = None,
     baseline: float | None = None,
+    also_on: Sequence[Machine] = (),
 ) -> Verification:
     """Score and time two networks.
 
@@ -173,11 +206,15 @@ def verify(
         Scores a session, as `scorer` makes it.
     baseline
         What it gave for the original.
+    also_on
+        Further machines to time them on.
     """
     scores = None
     if score is not None and baseline is not None:
         scores = baseline, score(machine.open(rewritten, label=_REWRITTEN))
-    return Verification(differences, scores, time(original, rewritten, machine, feeds))
+    trial, *others = (time(original, rewritten, each, feeds) for each in (machine, *also_on))
+    elsewhere = tuple(map(Elsewhere, also_on, others))
+    return Verification(differences, scores, trial, elsewhere)
 
 
 def time(first: Model, second: Model, machine: Machine, feeds: Feeds) -> Trial:

@@ -24,6 +24,7 @@ from onnxcp.cli.options import (
     given_options,
     input_shapes_option,
     json_option,
+    machine_list,
     machine_options,
     model_argument,
     precision_option,
@@ -111,6 +112,15 @@ def shares(text: str) -> float | dict[str, float]:
 )
 @cache_options
 @machine_options
+@click.option(
+    "--also-on",
+    type=machine_list,
+    default="",
+    metavar="NAME[:THREADS],...",
+    help="Where else OUTPUT may not be slower than MODEL: providers, each in sessions of its own, "
+    "with '+' to fall back on another and ':' for threads, such as 'cuda+cpu,cpu:1'. It is planned "
+    "for --providers, and given back layer by layer until it is faster on all of them.",
+)
 @precision_option(
     "What the network is deployed in: int8 by ONNX Runtime's quantizer, which needs calibration "
     "data, or fp16. Kept only where it is measured to be faster."
@@ -179,6 +189,7 @@ def optimize(
     cache_dir: Path | None,
     no_cache: bool,
     machine: Machine,
+    also_on: tuple[Machine, ...],
     precision: str,
     input_shapes: dict[str, Shape],
     calibration: CalibrationSource | None,
@@ -238,6 +249,7 @@ def optimize(
         round_to=round_to,
         passes=pipeline,
         machine=replace(machine, precision=precision),
+        also_on=tuple(each for each in also_on if each != machine),
         input_shapes=input_shapes,
         refit=refit,
         training=None if epochs is None else Training(epochs=epochs, **training),

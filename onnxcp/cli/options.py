@@ -16,6 +16,7 @@ from onnxcp.cli.terminal import Terminal
 if TYPE_CHECKING:
     from onnxcp.calibration.preprocess import Preprocess
     from onnxcp.profiling.inputs import Shape
+    from onnxcp.profiling.machine import Machine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,6 +41,22 @@ def comma_separated(text: str) -> tuple[str, ...]:
     if not all(names):
         raise click.BadParameter(f"'{text}' holds an empty name; write names separated by commas.")
     return names
+
+
+def machine_list(text: str) -> tuple[Machine, ...]:
+    """Parse machines: providers as in ``cuda+cpu,cpu:1``, after a colon the number of threads."""
+    from onnxcp.profiling.machine import Machine
+    from onnxcp.profiling.providers import split_providers
+
+    found = []
+    for item in split_providers(text) if text else ():
+        match = re.fullmatch(r"(.+?)(?::([0-9]{1,4}))?", item, re.DOTALL)
+        assert match is not None  # no item is empty
+        threads = int(match[2] or 0)
+        if threads > MOST_THREADS:
+            raise click.BadParameter(f"'{item}': there are at most {MOST_THREADS} threads.")
+        found.append(Machine(split_providers(match[1], "+"), threads))
+    return tuple(dict.fromkeys(found))
 
 
 def provider_names(text: str) -> tuple[str, ...]:

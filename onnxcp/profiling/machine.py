@@ -49,6 +49,11 @@ class Machine:
             known = ", ".join(PRECISIONS)
             raise OnnxcpError(f"There is no precision '{self.precision}'; there are: {known}.")
 
+    def __str__(self) -> str:
+        threads = self.intra_op_num_threads
+        counted = f" with {threads} {'thread' if threads == 1 else 'threads'}" if threads else ""
+        return f"{'+'.join(self.providers)}{counted}"
+
     def open(self, model: Model, *, label: str = "", **options: Any) -> ort.InferenceSession:
         """Open a session; `options` are those of `onnxcp.profiling.session.open_session`.
 

@@ -13,6 +13,7 @@ from onnxcp.graph.refusal import Refusal, main_refusal
 from onnxcp.planning.latency import Timing
 from onnxcp.profiling.breakdown import node_names
 from onnxcp.profiling.compare import OutputDifference
+from onnxcp.profiling.timing import Trial
 from onnxcp.reporting import plans, tuned
 
 if TYPE_CHECKING:
@@ -115,18 +116,23 @@ def measures(result: Optimized, *, custom_score: bool = False) -> list[Row]:
     if seen is None:
         return []
     trial = seen.trial
-    gain = f"{units.ratio(trial.ratio)} ({units.interval(trial.low, trial.high)})"
-    medians = (units.seconds(trial.a.median), units.seconds(trial.b.median))
     slow = (units.seconds(trial.a.p90), units.seconds(trial.b.p90))
     rows = [
-        Row(f"median latency{_at_batch(result)}", *medians, gain, strong=True),
+        _latency_row(f"median latency{_at_batch(result)}", trial, strong=True),
         Row("90th percentile", *slow),
+        *(_latency_row(f"median on {each.machine}", each.trial) for each in seen.elsewhere),
         *_error_rows(seen.differences, result.unfitted if refitted(result) else ()),
         *(replace(row, label=f"held out: {row.label}") for row in held_rows(result)),
     ]
     if seen.accuracy is not None:
         rows.append(_score_row(*seen.accuracy, result.scored, custom=custom_score))
     return rows
+
+
+def _latency_row(label: str, trial: Trial, *, strong: bool = False) -> Row:
+    medians = (units.seconds(trial.a.median), units.seconds(trial.b.median))
+    gain = f"{units.ratio(trial.ratio)} ({units.interval(trial.low, trial.high)})"
+    return Row(label, *medians, gain, strong=strong)
 
 
 def held_rows(result: Optimized) -> list[Row]:
@@ -254,7 +260,7 @@ def notes(
         said.append("Accuracy unknown: no data to score on and no evaluation function were given.")
     elif custom_score:
         said.append("The score is what the given function returned for each network.")
-    if not seen.trial.clean:
+    if not all(each.clean for each in (seen.trial, *(other.trial for other in seen.elsewhere))):
         said.append(
             "The machine was busy: other processes disturbed nearly every timing of the whole "
             "network, so repeat this when it is idle before you rely on the speed."

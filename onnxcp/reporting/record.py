@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnxcp.reporting.job import Job
     from onnxcp.settings import Settings
     from onnxcp.training import Finetuned
-    from onnxcp.verification import Step
+    from onnxcp.verification import Elsewhere, Step
 
 SCHEMA = 3
 
@@ -63,6 +63,7 @@ def optimized_record(
         "before": asdict(result.before),
         "after": None if result.after is None else asdict(result.after),
         "latency": None if seen is None else trial_record(seen.trial),
+        "latency_elsewhere": None if seen is None else [_elsewhere(e) for e in seen.elsewhere],
         "outputs": None if seen is None else [difference_record(d) for d in seen.differences],
         "unfitted": [difference_record(d) for d in result.unfitted] or None,
         "held_out": [difference_record(d) for d in result.held] or None,
@@ -92,6 +93,15 @@ def optimized_record(
         "environment": asdict(environment),
         "command": job.command,
         "report": asdict(page_of(result, job)) if page is None else asdict(page),
+    }
+
+
+def _elsewhere(there: Elsewhere) -> Record:
+    machine = there.machine
+    return {
+        "providers": machine.providers,
+        "threads": machine.intra_op_num_threads,
+        "latency": trial_record(there.trial),
     }
 
 
