@@ -31,6 +31,18 @@ class Outcome:
 Run = Callable[..., Outcome]
 Timings = Callable[..., None]
 
+# Of `optimize`, for a choice that takes no time.
+QUICK = (
+    "--macs",
+    "0.5",
+    "--families",
+    "tucker2",
+    "--round-to",
+    "1",
+    "--input-shapes",
+    "4,16,12,12",
+)
+
 
 @pytest.fixture
 def onnxcp(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:

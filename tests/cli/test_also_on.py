@@ -10,18 +10,7 @@ import pytest
 
 from onnxcp import Machine
 from onnxcp.cli.options import machine_list
-from tests.cli.conftest import Run
-
-QUICK = (
-    "--macs",
-    "0.5",
-    "--families",
-    "tucker2",
-    "--round-to",
-    "1",
-    "--input-shapes",
-    "4,16,12,12",
-)
+from tests.cli.conftest import QUICK, Run
 
 
 @pytest.mark.parametrize(

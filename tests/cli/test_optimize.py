@@ -14,18 +14,7 @@ from onnxcp import refit
 from onnxcp.cli.optimize import optimize as command
 from onnxcp.cli.options import PREFIXES, SCOPES, TARGETS, memory_size
 from onnxcp.graph.model import load, save
-from tests.cli.conftest import Run, Timings, snapshot
-
-QUICK = (
-    "--macs",
-    "0.5",
-    "--families",
-    "tucker2",
-    "--round-to",
-    "1",
-    "--input-shapes",
-    "4,16,12,12",
-)
+from tests.cli.conftest import QUICK, Run, Timings, snapshot
 
 
 @pytest.fixture
