@@ -40,8 +40,11 @@ class Proven:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a run for each of the original."""
-        return math.inf if self.verification is None else 1 / self.verification.trial.ratio
+        """Seconds of a run for each of the original; infinite where it is no faster elsewhere."""
+        seen = self.verification
+        if seen is None or not all(each.trial.faster for each in seen.elsewhere):
+            return math.inf
+        return 1 / seen.trial.ratio
 
     @property
     def broken(self) -> bool:

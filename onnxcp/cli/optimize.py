@@ -119,7 +119,7 @@ def shares(text: str) -> float | dict[str, float]:
     metavar="NAME[:THREADS],...",
     help="Where else OUTPUT may not be slower than MODEL: providers, each in sessions of its own, "
     "with '+' to fall back on another and ':' for threads, such as 'cuda+cpu,cpu:1'. It is planned "
-    "for --providers, and given back layer by layer until it is faster on all of them.",
+    "for --providers; layers are given back until it is faster on all of them.",
 )
 @precision_option(
     "What the network is deployed in: int8 by ONNX Runtime's quantizer, which needs calibration "

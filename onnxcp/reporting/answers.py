@@ -71,9 +71,8 @@ def speed(result: Optimized) -> Answer:
     elif not trial.faster:
         said.insert(0, f"{units.ratio(trial.ratio)} as fast")
     said.append(_undisturbed(trial))
-    for each in result.verification.elsewhere:
-        low_high = units.interval(each.trial.low, each.trial.high)
-        said.append(f"on {each.machine}: {units.ratio(each.trial.ratio)} ({low_high})")
+    elsewhere = result.verification.elsewhere
+    said += [f"on {each.machine}: {facts.gain(each.trial)}" for each in elsewhere]
     return Answer(question, headline(result), tuple(said))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 
 from onnxcp import Machine, OnnxcpError, Optimized, optimize
-from onnxcp.graph.model import Model
+from onnxcp.graph.model import Model, load
 from onnxcp.profiling.timing import Trial
+from onnxcp.proving import Proven
+from onnxcp.rewriting import Rewrite
+from onnxcp.verification import Elsewhere, Verification
 from tests.clockwork import trial
 from tests.optimizer.conftest import FASTER, SLOWER, network, settings
 
@@ -97,3 +101,13 @@ def test_what_does_not_start_there_fails_before_the_work() -> None:
 )
 def test_its_name(machine: Machine, name: str) -> None:
     assert str(machine) == name
+
+
+@pytest.mark.parametrize(("there", "seconds"), [(FASTER, 1 / FASTER), (SLOWER, math.inf)])
+def test_what_is_slower_there_is_preferred_to_nothing(there: float, seconds: float) -> None:
+    """However fast it is here: what is faster on all goes before it."""
+    elsewhere = (Elsewhere(THERE, trial(there, 1.0)),)
+    model = load(network())
+    rewrite = Rewrite(model, model, (), (), ())
+    found = Verification((), None, trial(FASTER, 1.0), elsewhere)
+    assert Proven(rewrite, None, found, None).seconds == seconds
