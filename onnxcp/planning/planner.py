@@ -94,7 +94,8 @@ class Planner:
         gained: float = 0.0,
     ) -> None:
         self.sites = tuple(_finite(each) for each in sites)
-        self._seconds = seconds
+        self._alone = seconds  # of the network when its sites were timed alone
+        self._befores: tuple[float, ...] = ()  # of the network beside each plan that was timed
         self._gained = gained
         own = {
             "macs": sum(each.macs or 0 for each in sites),
@@ -106,7 +107,7 @@ class Planner:
         self._rests = {name: self._sizes[name] - size for name, size in own.items()}
         self._rivals: tuple[Surveyed, ...] = ()  # where not all options are chosen from
         self._forgotten: set[tuple[Site, FactorizePass]] = set()
-        self._first_scale = min(1.0, seconds / (_alone(self.sites) or seconds))
+        self._first_scale = min(1.0, seconds / (_sites_alone(self.sites) or seconds))
         # Seconds saved in the network for each saved alone, by the seconds saved alone.
         self._time_scales: dict[float, float] = {}
         self._error_scale = 1.0  # squared error of the outputs for each expected
@@ -129,21 +130,24 @@ class Planner:
         options = choice.options.values()
         error = self._error_scale * sum(option.error for option in options)
         return Forecast(
-            before=self._seconds,
+            before=self.seconds,
             after=self._after(_saving(options)),
             error=error**0.5,
             distortion=self._error_scale * sum(option.distortion for option in options),
         )
 
     def learn_time(self, choice: Choice, before: float, after: float) -> None:
-        """Take in what a network and a choice for it really took, in seconds."""
-        self._seconds = before
+        """Take in what a network and a choice for it really took, in seconds.
+
+        A machine that is slower for a while is so for both, so it is their ratio that tells what is
+        saved of the seconds that the network took when its sites were timed.
+        """
+        self._befores = (*self._befores, before)
         expected = _saving(choice.options.values())
         if expected > 0:
             low, high = _SCALES
-            self._time_scales[expected] = min(
-                max(((1 - self._gained) * before - after) / expected, low), high
-            )
+            saved = (1 - self._gained - after / before) * self._alone
+            self._time_scales[expected] = min(max(saved / expected, low), high)
 
     def learn_error(
         self, choice: Choice, error: float, lessons: Mapping[FactorizePass, float] | None = None
@@ -212,21 +216,22 @@ class Planner:
     @property
     def seconds(self) -> float:
         """What a run of the whole network takes, as far as is known."""
-        return self._seconds
+        return statistics.median(self._befores) if self._befores else self._alone
 
     @property
     def fastest(self) -> float:
         """The speed-up that is expected of the fastest choice, whatever it does to outputs."""
         savings = [max((o.saving for o in s.options), default=0.0) for s in self.sites]
-        return self._seconds / self._after(sum(savings))
+        return self.seconds / self._after(sum(savings))
 
     def _after(self, saving: float) -> float:
         """Return what the network takes where its sites alone save some seconds."""
-        begin = (1 - self._gained) * self._seconds
+        begin = (1 - self._gained) * self._alone
         # Beyond the plans that were timed a scale says little, and no plan saves what it leaves.
-        whole = _alone(self.sites)
+        whole = _sites_alone(self.sites)
         least = _LEFT * begin * max(1 - saving / whole, 0.0) if whole else 0.0
-        return max(begin - self._scale_at(saving) * saving, least, 1e-9)
+        after = max(begin - self._scale_at(saving) * saving, least, 1e-9)
+        return after * self.seconds / self._alone
 
     def _scale_at(self, saving: float) -> float:
         """Return the seconds saved in the network for each that its sites save alone.
@@ -248,11 +253,12 @@ class Planner:
 
     def _limits(self, goal: Goal) -> tuple[str, dict[str, float]]:
         """Return what to make least, and within which limits."""
-        begin = (1 - self._gained) * self._seconds
+        begin = (1 - self._gained) * self._alone
         if goal.speedup is not None:
-            return "distortion", {"seconds": self._seconds / goal.speedup - begin}
+            return "distortion", {"seconds": self._alone / goal.speedup - begin}
         if goal.latency is not None:
-            return "distortion", {"seconds": goal.latency - begin}
+            wanted = goal.latency * self._alone / self.seconds
+            return "distortion", {"seconds": wanted - begin}
         for name, share in (("macs", goal.macs), ("parameters", goal.parameters)):
             if share is not None:
                 return "distortion", {name: share * self._sizes[name] - self._rests[name]}
@@ -306,7 +312,7 @@ def _finite(surveyed: Surveyed) -> Surveyed:
     return surveyed.without(broken, Refusal(name, Reason.NOT_FINITE, detail))
 
 
-def _alone(sites: Sequence[Surveyed]) -> float:
+def _sites_alone(sites: Sequence[Surveyed]) -> float:
     """Return the seconds that the sites with options take as they are, each by itself."""
     times = ([option.timing.before for option in each.options] for each in sites)
     return sum(statistics.median(each) for each in times if each)

@@ -179,14 +179,36 @@ class TestError:
 class TestLearning:
     @pytest.mark.parametrize("factor", [0.3, 0.8, 1.7])
     def test_the_time_of_the_network_is_what_was_measured(self, factor: float) -> None:
+        """Where the machine has become slower since, it has for what is saved as well."""
         plan = planner(seed=0)
         choice = plan.choose(Goal(speedup=2.0))
-        plan.learn_time(choice, 2 * seconds(), 2 * seconds() - factor * saving(choice))
+        for slower in (1.0, 2.0, 2.0):
+            after = slower * (seconds() - factor * saving(choice))
+            plan.learn_time(choice, slower * seconds(), after)
         forecast = plan.forecast(choice)
-        assert forecast.before == 2 * seconds()
-        assert forecast.after == pytest.approx(2 * seconds() - factor * saving(choice))
+        assert forecast.before == plan.seconds == 2 * seconds()
+        assert forecast.after == pytest.approx(after)
         other = plan.choose(Goal(speedup=1.3))
-        assert plan.forecast(other).after == pytest.approx(2 * seconds() - factor * saving(other))
+        expected = 2 * (seconds() - factor * saving(other))
+        assert plan.forecast(other).after == pytest.approx(expected)
+
+    def test_one_slow_moment_leaves_what_is_expected(self) -> None:
+        plan = planner(seed=0)
+        choice = plan.choose(Goal(speedup=2.0))
+        for slower in (1.0, 1.9, 1.0):
+            plan.learn_time(choice, slower * seconds(), slower * seconds() / 1.8)
+        assert plan.forecast(choice).before == seconds()
+        assert plan.forecast(choice).speedup == pytest.approx(1.8)
+
+    @pytest.mark.parametrize("slower", [0.5, 2.0])
+    def test_seconds_that_are_wanted_are_those_of_now(self, slower: float) -> None:
+        plan = planner(seed=0)
+        choice = plan.choose(Goal(speedup=2.0))
+        after = slower * (seconds() - 0.9 * saving(choice))
+        plan.learn_time(choice, slower * seconds(), after)
+        again = plan.choose(Goal(latency=slower * seconds() / 1.5))
+        assert again.key() == plan.choose(Goal(speedup=1.5)).key()
+        assert plan.forecast(again).after <= slower * seconds() / 1.5
 
     @pytest.mark.parametrize(("factor", "kept"), [(0.01, 0.2), (-1.0, 0.2), (5.0, 2.0)])
     def test_of_times_that_cannot_be_true_only_so_much_is_believed(
