@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from onnxcp.factorize import Factorized, FactorizePass, Ranks, apply_all
@@ -11,12 +12,14 @@ from onnxcp.finishing import race
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
+from onnxcp.planning.distortion import Probe
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.latency import SiteBench, with_random_weights
 from onnxcp.planning.option import Candidate, Decision, Option
 from onnxcp.planning.planner import Choice, Planner
 from onnxcp.planning.search import Attempt
 from onnxcp.planning.survey import Surveyed
+from onnxcp.profiling.compare import batch_size
 from onnxcp.profiling.timing import Trial
 from onnxcp.rewriting import Rewrite, settled
 from onnxcp.verification import agreement, tolerable, whole_error
@@ -25,7 +28,11 @@ from onnxcp.work import Work
 _RIVALS = 2  # options of other families to refit as well,
 _NEAR = 2.0  # of which at most so many times the distortion is expected
 _EQUAL = 1.02  # and at most so many times the seconds
-_LESSON = math.log(4.0)  # the most that one refit teaches of the errors of a family
+_PROBES = 128  # samples to look at what single sites add, fewer where
+_RUNNING = 2.0  # seconds are not enough for one site,
+_LEAST = 16  # but so many
+_BATCH = 32
+_LESSON = math.log(4.0)  # the most that one network teaches of the errors of a family, or a site
 
 
 class Builder:
@@ -38,6 +45,12 @@ class Builder:
         self._bare = bare
         self._results: dict[tuple[str, str, Ranks], Factorized] = {}
         self._machine = work.settings.machine
+        data = work.judges or work.fits
+        self._probe = None
+        if data is not None:
+            count = max(_LEAST, min(_PROBES, round(_RUNNING * batch_size(work.feeds) / seconds)))
+            batches = data.batches(min(_BATCH, count))
+            self._probe = Probe(bare.prepared, self._machine, batches, count)
 
     def time(self, choice: Choice) -> Trial:
         """Time the original (a) against the network of a choice (b)."""
@@ -73,9 +86,44 @@ class Builder:
         built = Choice(options, choice.reached)
         score = None if rewrite.model is None else score_for(self._goal, work, rewrite)
         held = rewrite.judged if rewrite.held else None
+        lessons = _lessons(rewrite.decisions)
         return Attempt(
-            rewrite, built, self._error(rewrite), score, held, _lessons(rewrite.decisions)
+            rewrite,
+            built,
+            self._error(rewrite),
+            score,
+            held,
+            lessons,
+            self._site_lessons(rewrite.decisions, lessons),
         )
+
+    def _site_lessons(
+        self, decisions: Sequence[Decision], families: Mapping[FactorizePass, float]
+    ) -> dict[Site, float]:
+        """Return how many times what is expected each site adds to the error of the network.
+
+        Each refitted chain is put into the original by itself. What all of them have in common is
+        taken off: it is in the error of the whole network.
+        """
+        if self._probe is None:
+            return {}
+        logs: dict[Site, float] = {}
+        for done, each in enumerate(decisions):
+            chain, option = each.chain, each.option
+            if chain is None or option is None or each.refit is None:
+                continue
+            self._work.progress(f"{each.site.name}: what it adds", done, len(decisions))
+            added = self._probe(each.site, chain[1]).relative
+            expected = families.get(option.family, 1.0) * option.error
+            if math.isfinite(added) and added > 0 and expected > 0:
+                logs[each.site] = math.log(added / expected)
+        if len(logs) < 2:
+            return {}
+        middle = statistics.median(logs.values())
+        return {
+            site: math.exp(max(-_LESSON, min(_LESSON, value - middle)))
+            for site, value in logs.items()
+        }
 
     def _error(self, rewrite: Rewrite) -> float:
         """Return the error of a network, as it is deployed where that is what the goal limits."""

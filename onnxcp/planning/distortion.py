@@ -9,7 +9,7 @@ the final network is compared with the original as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +18,14 @@ import numpy as np
 from onnxcp.calibration.statistics import Observed, can_observe
 from onnxcp.calibration.stream import Stop, Stream
 from onnxcp.factorize import Factorized
+from onnxcp.graph.chain import Chain
 from onnxcp.graph.digest import array_digest, model_digest
 from onnxcp.graph.model import Model
 from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
 from onnxcp.planning.cache import Cache
 from onnxcp.planning.offer import Offer, anchors
-from onnxcp.profiling.compare import Batch, batch_size, compare
+from onnxcp.profiling.compare import Batch, compare, first_samples
 from onnxcp.profiling.machine import Machine
 from onnxcp.profiling.session import infer
 from onnxcp.progress import Progress, silent
@@ -44,7 +45,7 @@ _VERSION = 2  # of what is kept; another one forgets it
 
 @dataclass(frozen=True)
 class Effect:
-    """What the outputs of a network lose for a unit of squared relative error at one site.
+    """What the outputs of a network lose.
 
     Attributes
     ----------
@@ -57,6 +58,11 @@ class Effect:
     relative: float
     classes: float | None
 
+    def of_unit(self, error: float) -> Effect:
+        """Return what is lost for a unit of squared relative error at a site with so much of it."""
+        classes = None if self.classes is None else self.classes / error
+        return Effect(self.relative / error, classes)
+
 
 @dataclass(frozen=True, eq=False)
 class SiteErrors:
@@ -67,7 +73,7 @@ class SiteErrors:
     squared
         Squared relative error of the site's output, by offer.
     effect
-        What it does to the outputs of the network.
+        What a unit of it does to the outputs of the network.
     """
 
     squared: Mapping[Offer, float]
@@ -81,6 +87,60 @@ class SiteErrors:
         """Return what plans are made to keep small: divergence of classes, or else the error."""
         effect = self.effect
         return self.squared[offer] * (effect.relative if effect.classes is None else effect.classes)
+
+
+class Probe:
+    """Puts one chain at a time into a network, and looks at what comes out.
+
+    Parameters
+    ----------
+    model
+        The network.
+    machine
+        Where to run it.
+    batches
+        Samples, of which the first are used.
+    samples
+        How many of them.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        machine: Machine,
+        batches: Iterable[Batch],
+        samples: int = _PROBES,
+    ) -> None:
+        self._model = model
+        self._machine = machine
+        self._batches = first_samples(batches, samples)
+        self._outputs: list[list[Any]] = []
+
+    def __call__(self, site: Site, chain: Chain) -> Effect:
+        """Return what the outputs lose by a chain; infinite where it takes them out of bounds."""
+        label = "the network with a probe"
+        session = self._machine.open(splice(self._model, {site: ("probe", chain)}), label=label)
+        names = [output.name for output in session.get_outputs()]
+        originals = iter(self._original_outputs())
+        differences = compare(
+            lambda _: next(originals),
+            lambda batch: infer(session, batch, label=label),
+            self._batches,
+            names,
+        )
+        broken = any(each.finite_a and not each.finite_b for each in differences)
+        relative = sum(each.error**2 for each in differences)
+        divergences = [each.kl for each in differences if each.kl is not None]
+        classes = sum(divergences) if divergences else None
+        if broken or not math.isfinite(relative):
+            return Effect(math.inf, None if classes is None else math.inf)
+        return Effect(relative, classes)
+
+    def _original_outputs(self) -> list[list[Any]]:
+        if not self._outputs:
+            session = self._machine.open(self._model, label="the network")
+            self._outputs = [infer(session, batch) for batch in self._batches]
+        return self._outputs
 
 
 class ErrorTable:
@@ -122,7 +182,7 @@ class ErrorTable:
         self._from_data = from_data
         self._memory_limit = memory_limit
         self._progress = progress
-        self._probes = _first(batches, _PROBES)
+        self._probe = Probe(model, machine, batches)
         samples = [(name, array_digest(b[name])) for b in batches for name in sorted(b)]
         self._work = {
             "version": _VERSION,
@@ -130,7 +190,6 @@ class ErrorTable:
             "samples": samples,
             "from_data": from_data,
         }
-        self._outputs: list[list[Any]] = []
 
     def errors(self, ladders: Mapping[Site, Sequence[Sequence[Offer]]]) -> dict[Site, SiteErrors]:
         """Return the errors of the offers of sites.
@@ -201,46 +260,7 @@ class ErrorTable:
                     probe = off, result, error
         assert probe is not None, "there are offers"
         _, result, error = probe
-        return squared, self._effect(site, result, max(error, _FLOOR))
-
-    def _effect(self, site: Site, result: Factorized, error: float) -> Effect:
-        """Put one chain into the network, and look at what comes out."""
-        label = "the network with a probe"
-        session = self._machine.open(
-            splice(self._model, {site: ("probe", result.chain)}), label=label
-        )
-        names = [output.name for output in session.get_outputs()]
-        originals = iter(self._original_outputs())
-        differences = compare(
-            lambda _: next(originals),
-            lambda batch: infer(session, batch, label=label),
-            self._probes,
-            names,
-        )
-        broken = any(each.finite_a and not each.finite_b for each in differences)
-        relative = sum(each.error**2 for each in differences)
-        divergences = [each.kl for each in differences if each.kl is not None]
-        classes = sum(divergences) / error if divergences else None
-        if broken or not math.isfinite(relative):
-            return Effect(math.inf, None if classes is None else math.inf)
-        return Effect(relative / error, classes)
-
-    def _original_outputs(self) -> list[list[Any]]:
-        if not self._outputs:
-            session = self._machine.open(self._model, label="the network")
-            self._outputs = [infer(session, batch) for batch in self._probes]
-        return self._outputs
-
-
-def _first(batches: Sequence[Batch], samples: int) -> list[Batch]:
-    found: list[Batch] = []
-    count = 0
-    for batch in batches:
-        if found and count >= samples:
-            break
-        found.append(batch)
-        count += batch_size(batch)
-    return found
+        return squared, self._probe(site, result.chain).of_unit(max(error, _FLOOR))
 
 
 def _decomposed(site: Site, offers: Sequence[Offer]) -> Iterator[Factorized]:

@@ -149,31 +149,34 @@ class Planner:
             saved = (1 - self._gained - after / before) * self._alone
             self._time_scales[expected] = min(max(saved / expected, low), high)
 
-    def learn_error(
-        self, choice: Choice, error: float, lessons: Mapping[FactorizePass, float] | None = None
-    ) -> None:
-        """Take in the relative error of the outputs that came of a choice.
-
-        Parameters
-        ----------
-        choice, error
-            What was built, of options as they were then, and its error.
-        lessons
-            What `learn_families` was told since.
-        """
-        factors = lessons or {}
-        expected = sum(factors.get(o.family, 1.0) * o.error for o in choice.options.values())
+    def learn_error(self, choice: Choice, error: float) -> None:
+        """Take in the relative error of the outputs that came of a choice."""
+        expected = sum(option.error for option in choice.options.values())
         if expected > 0 and error > 0:
             self._error_scale = error**2 / expected
 
-    def learn_families(self, lessons: Mapping[FactorizePass, float]) -> None:
-        """Take in how many times the expected squared errors of families really are.
+    def learn_options(
+        self,
+        families: Mapping[FactorizePass, float],
+        sites: Mapping[Site, float],
+        choice: Choice,
+    ) -> Choice:
+        """Take in how many times the expected squared errors of options really are.
 
-        What is not named stays as it was expected to be.
+        Parameters
+        ----------
+        families, sites
+            These factors; those of families and sites that are not named stay as expected.
+        choice
+            What they were learned from.
+
+        Returns
+        -------
+        The choice, of options with their errors as they are expected now.
         """
 
         def corrected(option: Option) -> Option:
-            factor = lessons.get(option.family, 1.0)
+            factor = families.get(option.family, 1.0) * sites.get(option.site, 1.0)
             return replace(
                 option, error=factor * option.error, distortion=factor * option.distortion
             )
@@ -181,6 +184,8 @@ class Planner:
         self.sites = tuple(
             replace(each, options=tuple(map(corrected, each.options))) for each in self.sites
         )
+        options = {site: corrected(option) for site, option in choice.options.items()}
+        return replace(choice, options=options)
 
     def only(self, family: str) -> Planner:
         """Return a planner that knows as much, but chooses among the options of one family.

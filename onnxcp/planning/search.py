@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from onnxcp.factorize import FactorizePass
+from onnxcp.graph.site import Site
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.planner import Choice, Forecast, Planner
 from onnxcp.profiling.timing import Trial
@@ -41,6 +42,9 @@ class Attempt(Generic[Made]):
     lessons
         How many times the expected squared errors of families turned out to be within layers;
         empty where that was not looked at.
+    site_lessons
+        The same of sites, with what is in their place: how much more than others they turned out to
+        add to the error of the network.
     """
 
     made: Made
@@ -49,6 +53,7 @@ class Attempt(Generic[Made]):
     score: float | None = None
     held: float | None = None
     lessons: Mapping[FactorizePass, float] = field(default_factory=dict)
+    site_lessons: Mapping[Site, float] = field(default_factory=dict)
 
     @property
     def judged(self) -> float:
@@ -154,9 +159,9 @@ def timed(planner: Planner, choice: Choice, workshop: Workshop[Made]) -> Round:
 
 
 def learn(planner: Planner, attempt: Attempt[Made]) -> None:
-    """Let a planner learn from a network that was built: of families first, then of all errors."""
-    planner.learn_families(attempt.lessons)
-    planner.learn_error(attempt.choice, attempt.error, attempt.lessons)
+    """Let a planner learn from a network that was built: of single options, then of all errors."""
+    corrected = planner.learn_options(attempt.lessons, attempt.site_lessons, attempt.choice)
+    planner.learn_error(corrected, attempt.error)
 
 
 def outline(
@@ -193,7 +198,7 @@ def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[
         return first
     built = [first]
     known = {planner.choose(goal).key(), first.attempt.choice.key()}
-    if first.attempt.lessons:
+    if first.attempt.lessons or first.attempt.site_lessons:
         learn(planner, first.attempt)
         learned = planner.choose(goal).key()
         if learned not in known:

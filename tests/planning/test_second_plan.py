@@ -211,7 +211,7 @@ def test_a_plan_that_lessons_leave_as_it_was_is_not_built_again() -> None:
 def test_lessons_are_factors_of_expected_errors() -> None:
     whole = planner()
     (before, *_) = (each.options for each in whole.sites)
-    whole.learn_families({SVD: 2.0})
+    whole.learn_options({SVD: 2.0}, {}, Choice({}))
     (after, *_) = (each.options for each in whole.sites)
     for old, new in zip(before, after, strict=True):
         factor = 2.0 if old.family is SVD else 1.0
@@ -219,6 +219,24 @@ def test_lessons_are_factors_of_expected_errors() -> None:
         assert (new.site, new.family, new.ranks, new.timing) == (
             old.site, old.family, old.ranks, old.timing,
         )  # fmt: skip
+
+
+def test_lessons_of_sites_are_factors_of_what_they_add() -> None:
+    whole, goal = planner(), Goal(speedup=2.0)
+    choice = whole.choose(goal)
+    (worse, *others) = choice.options
+    corrected = whole.learn_options({SVD: 0.5}, {worse: 4.0}, choice)
+    for site, old in choice.options.items():
+        factor = (0.5 if old.family is SVD else 1.0) * (4.0 if site is worse else 1.0)
+        assert corrected.options[site].error == factor * old.error
+    for each in whole.sites:  # what it chooses from knows the same
+        for old in [corrected.options[each.site]] if each.site in corrected.options else []:
+            assert old.error in [o.error for o in each.options if o.ranks == old.ranks]
+    again = whole.choose(goal)
+    # What costs more than was known gets more of the time.
+    left = again.options.get(worse)
+    assert left is None or left.timing.after > choice.options[worse].timing.after
+    assert others
 
 
 def test_what_is_built_of_it_competes_with_all_families() -> None:
