@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 
 from onnxcp.factorize import Factorized, FactorizePass, Ranks, apply_all
 from onnxcp.finishing import race
 from onnxcp.graph.refusal import Reason, Refusal
 from onnxcp.graph.site import Site
 from onnxcp.graph.splice import splice
-from onnxcp.planning.distortion import Probe
+from onnxcp.planning.distortion import PROBES, Probe
 from onnxcp.planning.goal import Goal
 from onnxcp.planning.latency import SiteBench, with_random_weights
 from onnxcp.planning.option import Candidate, Decision, Option
@@ -28,9 +29,8 @@ from onnxcp.work import Work
 _RIVALS = 2  # options of other families to refit as well,
 _NEAR = 2.0  # of which at most so many times the distortion is expected
 _EQUAL = 1.02  # and at most so many times the seconds
-_PROBES = 128  # samples to look at what single sites add, fewer where
-_RUNNING = 2.0  # seconds are not enough for one site,
-_LEAST = 16  # but so many
+_RUNNING = 2.0  # seconds that samples may run, to look at what a single site adds,
+_LEAST = 16  # but so many of them at least
 _BATCH = 32
 _LESSON = math.log(4.0)  # the most that one network teaches of the errors of a family, or a site
 
@@ -45,12 +45,6 @@ class Builder:
         self._bare = bare
         self._results: dict[tuple[str, str, Ranks], Factorized] = {}
         self._machine = work.settings.machine
-        data = work.judges or work.fits
-        self._probe = None
-        if data is not None:
-            count = max(_LEAST, min(_PROBES, round(_RUNNING * batch_size(work.feeds) / seconds)))
-            batches = data.batches(min(_BATCH, count))
-            self._probe = Probe(bare.prepared, self._machine, batches, count)
 
     def time(self, choice: Choice) -> Trial:
         """Time the original (a) against the network of a choice (b)."""
@@ -86,20 +80,11 @@ class Builder:
         built = Choice(options, choice.reached)
         score = None if rewrite.model is None else score_for(self._goal, work, rewrite)
         held = rewrite.judged if rewrite.held else None
-        lessons = _lessons(rewrite.decisions)
         return Attempt(
-            rewrite,
-            built,
-            self._error(rewrite),
-            score,
-            held,
-            lessons,
-            self._site_lessons(rewrite.decisions, lessons),
+            rewrite, built, self._error(rewrite), score, held, _lessons(rewrite.decisions)
         )
 
-    def _site_lessons(
-        self, decisions: Sequence[Decision], families: Mapping[FactorizePass, float]
-    ) -> dict[Site, float]:
+    def site_lessons(self, attempt: Attempt[Rewrite]) -> dict[Site, float]:
         """Return how many times what is expected each site adds to the error of the network.
 
         Each refitted chain is put into the original by itself. What all of them have in common is
@@ -108,22 +93,32 @@ class Builder:
         if self._probe is None:
             return {}
         logs: dict[Site, float] = {}
+        decisions = attempt.made.decisions
         for done, each in enumerate(decisions):
             chain, option = each.chain, each.option
             if chain is None or option is None or each.refit is None:
                 continue
             self._work.progress(f"{each.site.name}: what it adds", done, len(decisions))
             added = self._probe(each.site, chain[1]).relative
-            expected = families.get(option.family, 1.0) * option.error
+            expected = attempt.lessons.get(option.family, 1.0) * option.error
             if math.isfinite(added) and added > 0 and expected > 0:
                 logs[each.site] = math.log(added / expected)
         if len(logs) < 2:
             return {}
         middle = statistics.median(logs.values())
-        return {
-            site: math.exp(max(-_LESSON, min(_LESSON, value - middle)))
-            for site, value in logs.items()
-        }
+        return {site: _bounded(value - middle) for site, value in logs.items()}
+
+    @cached_property
+    def _probe(self) -> Probe | None:
+        """What puts chains into the original; None where nothing is refitted."""
+        work = self._work
+        data = work.judges or work.fits
+        if data is None:
+            return None
+        quick = round(_RUNNING * batch_size(work.feeds) / self._seconds)
+        count = max(_LEAST, min(PROBES, quick))
+        batches = data.batches(min(_BATCH, count))
+        return Probe(self._bare.prepared, self._machine, batches, count)
 
     def _error(self, rewrite: Rewrite) -> float:
         """Return the error of a network, as it is deployed where that is what the goal limits."""
@@ -228,7 +223,12 @@ def _lessons(decisions: Iterable[Decision]) -> dict[FactorizePass, float]:
             if len(logs) > 1:
                 found.setdefault(family, []).append(value - sum(logs.values()) / len(logs))
     means = {family: sum(values) / len(values) for family, values in found.items()}
-    return {family: math.exp(max(-_LESSON, min(_LESSON, each))) for family, each in means.items()}
+    return {family: _bounded(each) for family, each in means.items()}
+
+
+def _bounded(log: float) -> float:
+    """Return the factor of a logarithm, as far as it is believed."""
+    return math.exp(max(-_LESSON, min(_LESSON, log)))
 
 
 def _key(option: Option) -> tuple[str, str, Ranks]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from onnxcp.graph.refusal import Reason, Refusal
+from onnxcp.graph.site import Site
 from onnxcp.planning.option import Option
 from onnxcp.planning.planner import Choice, Planner
 from onnxcp.planning.search import Attempt, Outcome, Round
@@ -67,6 +68,9 @@ class Workshop:
         # Where nothing is left there is no network to be scored.
         score = self.score(error) if self.score is not None and fit else None
         return Attempt(made, made, error, score)
+
+    def site_lessons(self, _: Attempt[Choice]) -> dict[Site, float]:
+        return {}
 
     def error(self, choice: Choice) -> float:
         expected = math.sqrt(sum(o.error for o in choice.options.values()))

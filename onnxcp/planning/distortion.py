@@ -34,7 +34,7 @@ from onnxcp.refit.stops import bias_of, observe_stop, stored_bias
 
 _ROWS = 8_000  # rows to look at, where a fit would take many more
 _PER_ENTRY = 3  # and for every entry of a patch
-_PROBES = 128  # samples to look at what comes out
+PROBES = 128  # samples to look at what comes out
 _LARGE = 2000  # entries of a patch, beyond which fits take long; then only so many anchors,
 _FITTED = 2  # the cheapest, are fitted, and the last is taken to gain as much as the one before
 _SWEEPS = 1  # of refinement: what a refit gains, in the main
@@ -109,7 +109,7 @@ class Probe:
         model: Model,
         machine: Machine,
         batches: Iterable[Batch],
-        samples: int = _PROBES,
+        samples: int = PROBES,
     ) -> None:
         self._model = model
         self._machine = machine

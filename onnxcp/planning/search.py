@@ -42,9 +42,6 @@ class Attempt(Generic[Made]):
     lessons
         How many times the expected squared errors of families turned out to be within layers;
         empty where that was not looked at.
-    site_lessons
-        The same of sites, with what is in their place: how much more than others they turned out to
-        add to the error of the network.
     """
 
     made: Made
@@ -53,7 +50,6 @@ class Attempt(Generic[Made]):
     score: float | None = None
     held: float | None = None
     lessons: Mapping[FactorizePass, float] = field(default_factory=dict)
-    site_lessons: Mapping[Site, float] = field(default_factory=dict)
 
     @property
     def judged(self) -> float:
@@ -103,6 +99,13 @@ class Workshop(Protocol[Made]):
         """Build the network of a choice; tell the planner of options that are unfit.
 
         Where options may compete, others of the same cost may take the place of those chosen.
+        """
+
+    def site_lessons(self, attempt: Attempt[Made]) -> Mapping[Site, float]:
+        """Return how many times the expected squared errors of sites turned out to be.
+
+        That is what they add to those of the network, with what is in their place now; empty where
+        there is nothing to look at it with.
         """
 
 
@@ -158,9 +161,9 @@ def timed(planner: Planner, choice: Choice, workshop: Workshop[Made]) -> Round:
     return Round(len(choice.options), expected, before, after)
 
 
-def learn(planner: Planner, attempt: Attempt[Made]) -> None:
+def learn(planner: Planner, attempt: Attempt[Made], sites: Mapping[Site, float]) -> None:
     """Let a planner learn from a network that was built: of single options, then of all errors."""
-    corrected = planner.learn_options(attempt.lessons, attempt.site_lessons, attempt.choice)
+    corrected = planner.learn_options(attempt.lessons, sites, attempt.choice)
     planner.learn_error(corrected, attempt.error)
 
 
@@ -187,19 +190,21 @@ def outline(
 
 
 def _by_time(planner: Planner, goal: Goal, workshop: Workshop[Made]) -> Outcome[Made]:
-    """Build the best plan, another by what was learned of the families, and one of a single family.
+    """Build the best plan, another by what was learned of options, and one of a single family.
 
     Errors of options are estimates, more so of some families than of others, and where a plan
     mixes several of them, these mistakes are what it is chosen by. A refit shows what they are
-    worth; and where one family comes near the mixture, they matter least in a plan of it alone.
+    worth, and what each site really adds; and where one family comes near the mixture, they matter
+    least in a plan of it alone.
     """
     first = _built(planner, goal, workshop)
     if first.attempt is None or first.shortfall:
         return first
     built = [first]
     known = {planner.choose(goal).key(), first.attempt.choice.key()}
-    if first.attempt.lessons or first.attempt.site_lessons:
-        learn(planner, first.attempt)
+    sites = workshop.site_lessons(first.attempt)
+    if first.attempt.lessons or sites:
+        learn(planner, first.attempt, sites)
         learned = planner.choose(goal).key()
         if learned not in known:
             second = _built(planner, goal, workshop)
@@ -364,7 +369,7 @@ def _by_error(
         expected = planner.forecast(choice)
         attempt = workshop.build(choice, planner)
         rounds.append(Round(len(attempt.choice.options), expected, error=attempt.error))
-        learn(planner, attempt)
+        learn(planner, attempt, workshop.site_lessons(attempt))
         if attempt.error <= limit and attempt.choice.options:
             faster = best is None or _after(planner, attempt) < _after(planner, best[1])
             best = (len(rounds) - 1, attempt) if faster else best

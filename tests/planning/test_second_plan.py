@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from onnxcp.graph.site import Site
 from onnxcp.planning.goal import Goal
+from onnxcp.planning.option import Option
 from onnxcp.planning.planner import Choice, Planner
 from onnxcp.planning.search import Attempt, learn, search
 from onnxcp.planning.survey import Surveyed
@@ -187,7 +189,7 @@ def test_what_was_measured_is_what_is_expected_of_it_after_a_lesson() -> None:
     whole, goal = planner(), Goal(speedup=2.0)
     choice = whole.choose(goal)
     lessons = {SVD: 0.5, SPATIAL: 0.5}
-    learn(whole, Attempt(choice, choice, 0.3, lessons=lessons))
+    learn(whole, Attempt(choice, choice, 0.3, lessons=lessons), {})
     again = whole.choose(goal)
     assert again.key() == choice.key()
     assert whole.forecast(again).error == pytest.approx(0.3)
@@ -223,20 +225,31 @@ def test_lessons_are_factors_of_expected_errors() -> None:
 
 def test_lessons_of_sites_are_factors_of_what_they_add() -> None:
     whole, goal = planner(), Goal(speedup=2.0)
-    choice = whole.choose(goal)
-    (worse, *others) = choice.options
-    corrected = whole.learn_options({SVD: 0.5}, {worse: 4.0}, choice)
-    for site, old in choice.options.items():
-        factor = (0.5 if old.family is SVD else 1.0) * (4.0 if site is worse else 1.0)
-        assert corrected.options[site].error == factor * old.error
-    for each in whole.sites:  # what it chooses from knows the same
-        for old in [corrected.options[each.site]] if each.site in corrected.options else []:
-            assert old.error in [o.error for o in each.options if o.ranks == old.ranks]
-    again = whole.choose(goal)
-    # What costs more than was known gets more of the time.
-    left = again.options.get(worse)
-    assert left is None or left.timing.after > choice.options[worse].timing.after
-    assert others
+    choice, before = whole.choose(goal), whole.sites
+    worse = next(iter(choice.options))
+
+    def corrected(option: Option) -> float:
+        factor = 0.5 if option.family is SVD else 1.0
+        return factor * (4.0 if option.site is worse else 1.0) * option.error
+
+    known = whole.learn_options({SVD: 0.5}, {worse: 4.0}, choice)
+    for site, each in choice.options.items():
+        assert known.options[site].error == corrected(each)
+    for old, new in zip(before, whole.sites, strict=True):
+        assert [each.error for each in new.options] == list(map(corrected, old.options))
+
+
+def test_a_site_that_turns_out_to_add_more_is_given_more_time() -> None:
+    class Surprised(Workshop):
+        def site_lessons(self, attempt: Attempt[Choice]) -> dict[Site, float]:
+            return {next(iter(attempt.choice.options)): 4.0}
+
+    shop = Surprised()
+    search(planner(), Goal(speedup=2.0), shop)
+    before, after = shop.built[:2]
+    worse = next(iter(before.options))
+    left = after.options.get(worse)
+    assert left is None or left.timing.after > before.options[worse].timing.after
 
 
 def test_what_is_built_of_it_competes_with_all_families() -> None:
